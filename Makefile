@@ -1,0 +1,52 @@
+# Every target begins with the virtual environment; it is built again only when what it holds changes.
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+BIN := .venv/bin
+STAMP := .venv/.stamp
+export LIGHTNING_KD_ASSETS ?= $(CURDIR)/assets
+export OMP_NUM_THREADS ?= 1
+NOT_HERE := not offline and not gpu and not paper
+
+.PHONY: help setup demo test test-fast test-offline lint type format readme assets clean
+
+help: ## this list
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 16
+
+setup: $(STAMP) ## .venv with the pinned dependencies and this project, editable
+
+$(STAMP): pyproject.toml constraints.txt
+	@test -n "$(PYTHON)" || { echo "no python3.11 on the PATH; pass one: make PYTHON=/path/to/python3.11" >&2; exit 1; }
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install -q -c constraints.txt torch
+	$(BIN)/python -m pip install -q -c constraints.txt -e '.[dev]'
+	@touch $@
+
+demo: assets ## DyLoRA on real sentences, offline: train, compare the ranks, export
+	$(BIN)/python recipes/dylora_glue.py --config configs/overlays/offline.yaml
+
+test: setup ## all tests that need neither network nor assets (under ten minutes on two cores)
+	$(BIN)/python -m pytest -n 2 -m "$(NOT_HERE)" $(PYTEST_ARGS)
+
+test-fast: setup ## the same without the slow and the two-process ones (under two minutes)
+	$(BIN)/python -m pytest -n 2 $(PYTEST_ARGS)
+
+test-offline: assets ## tests on the real models and data of the assets folder
+	$(BIN)/python -m pytest -n 2 -m "offline and not gpu" --timeout=900 $(PYTEST_ARGS)
+
+lint: setup ## style and spelling
+	$(BIN)/ruff format --check . && $(BIN)/ruff check . && $(BIN)/codespell
+
+type: setup ## mypy --strict
+	$(BIN)/mypy
+
+format: setup ## fix what can be fixed
+	$(BIN)/ruff format . && $(BIN)/ruff check --fix .
+
+readme: setup ## rewrite the README's table of methods
+	$(BIN)/lightning-kd methods --readme README.md
+
+assets: setup ## fetch the offline models and data once
+	$(BIN)/lightning-kd assets
+
+clean: ## remove what the tools made; keeps assets/ and runs/
+	rm -rf .venv .mypy_cache .pytest_cache .ruff_cache .hypothesis .coverage build dist
+	find . -name __pycache__ -type d -not -path './.git/*' -prune -exec rm -rf {} +

@@ -1,0 +1,274 @@
+"""Recipes as commands: LightningCLI that fits, reports and exports, and run folders that resume.
+
+    python recipes/dylora_glue.py --trainer.devices 4
+    python recipes/dylora_glue.py --config configs/overlays/offline.yaml --data.task sst2
+    python recipes/dylora_glue.py --resume runs/dylora_glue/2026-01-31_12-00-00
+    python recipes/dylora_glue.py validate --ckpt_path runs/.../checkpoints/best.ckpt
+"""
+
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from time import perf_counter, strftime
+from typing import Any
+
+import lightning as L
+from lightning.pytorch.callbacks import ModelCheckpoint, ProgressBar, RichProgressBar
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
+from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
+from lightning.pytorch.plugins import CheckpointIO
+
+from lightning_kd.checkpoint_io import AtomicCheckpointIO
+from lightning_kd.data import BenchmarkDataModule
+from lightning_kd.methods import TaskModule
+from lightning_kd.outcome import Outcome
+
+STAGES = ("fit", "validate", "test", "predict")
+RUN_DIR = "LIGHTNING_KD_RUN_DIR"
+"""Set for the processes that a run starts, so that all of them write to one folder."""
+TRACEBACK = "LIGHTNING_KD_TRACEBACK"
+USER_ERRORS = (ValueError, OSError, FloatingPointError, RuntimeError, TypeError)
+
+
+class _SaveConfig(SaveConfigCallback):
+    """Writes the run's settings to its folder, whatever the loggers are."""
+
+    def save_config(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        path = Path(trainer.default_root_dir) / "config.yaml"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self.parser.save(self.config, path, skip_none=False, overwrite=True, multifile=False)
+
+
+class RecipeCLI(LightningCLI):
+    """LightningCLI for one method on one benchmark; see `run`."""
+
+    model: TaskModule
+    datamodule: BenchmarkDataModule
+
+    def __init__(
+        self,
+        method: type[TaskModule],
+        data: type[BenchmarkDataModule],
+        run_dir: Path,
+        args: Sequence[str],
+        default_config: Path,
+    ) -> None:
+        self.run_dir = run_dir
+        self._started = perf_counter()
+        files = {"default_config_files": [str(default_config)]}
+        super().__init__(
+            method,
+            data,
+            args=list(args),
+            seed_everything_default=0,
+            save_config_callback=_SaveConfig,
+            save_config_kwargs={"save_to_log_dir": False},
+            parser_kwargs=dict.fromkeys(STAGES, files),
+        )
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        parser.link_arguments("data.task", "model.task")
+        parser.link_arguments("model.student", "data.tokenizer")
+        for target in ("data.seed", "model.seed"):
+            if any(action.dest == target for action in parser._actions):  # noqa: SLF001
+                parser.link_arguments("seed_everything", target, compute_fn=int)
+        parser.add_argument(
+            "--references",
+            type=list[str],
+            default=[],
+            help="Run folders of other methods (LoRA) to draw and list beside this one.",
+        )
+        parser.add_argument(
+            "--export_sizes",
+            type=list[int] | None,
+            default=None,
+            help="Sizes (ranks) to export; by default the best on validation, and the smallest "
+            "within one standard error of it.",
+        )
+        parser.add_argument(
+            "--save_every_n_steps",
+            type=int,
+            default=100,
+            help="Optimizer steps between two checkpoints to resume from.",
+        )
+
+    def _parse_ckpt_path(self) -> None:
+        """Nothing: the settings come from the run folder's config.yaml, links included."""
+
+    def instantiate_trainer(self, **kwargs: Any) -> L.Trainer:
+        config = self._get(self.config_init, "trainer")
+        callbacks = list(config.callbacks or [])
+        if not (any(isinstance(c, ProgressBar) for c in callbacks) or config.fast_dev_run):
+            if config.enable_progress_bar is not False:
+                callbacks.append(RichProgressBar(refresh_rate=2))
+        if self.subcommand == "fit" and config.enable_checkpointing is not False:
+            callbacks += self._checkpoints()
+        plugins = config.plugins or []
+        plugins = list(plugins) if isinstance(plugins, list) else [plugins]
+        if not any(isinstance(plugin, CheckpointIO) for plugin in plugins):
+            plugins.append(AtomicCheckpointIO())
+        kwargs = {"default_root_dir": str(self.run_dir), "callbacks": callbacks, **kwargs}
+        if config.logger is None or config.logger is True:
+            kwargs["logger"] = [
+                CSVLogger(self.run_dir, name="", version=""),
+                TensorBoardLogger(self.run_dir, name="", version=""),
+            ]
+        return super().instantiate_trainer(plugins=plugins, **kwargs)
+
+    def _checkpoints(self) -> list[ModelCheckpoint]:
+        folder = self.run_dir / "checkpoints"
+        self._best = ModelCheckpoint(
+            folder,
+            filename="best",
+            monitor=self.model.monitor,
+            mode="max",
+            enable_version_counter=False,
+        )
+        every = self._get(self.config_init, "save_every_n_steps")
+        return [
+            self._best,
+            ModelCheckpoint(
+                folder, filename="last", every_n_train_steps=every, enable_version_counter=False
+            ),
+            ModelCheckpoint(folder, filename="last", enable_version_counter=False),
+        ]
+
+    def before_fit(self) -> None:
+        self._started = perf_counter()
+
+    def after_fit(self) -> None:
+        if self.trainer.fast_dev_run:  # type: ignore[attr-defined]
+            return
+        seconds = perf_counter() - self._started
+        best = getattr(self, "_best", None)
+        path = best.best_model_path if best is not None else ""
+        outcome = Outcome(self.trainer, self.model, self.datamodule, self.run_dir, self._seed)
+        outcome.evaluate("validate", path or None)
+        if self.datamodule.has_test:
+            outcome.evaluate("test")
+        sizes = self._get(self.config_init, "export_sizes")
+        outcome.finish(seconds, self._references, sizes, export=True)
+
+    def after_validate(self) -> None:
+        self._after_evaluation("validate")
+
+    def after_test(self) -> None:
+        self._after_evaluation("test")
+
+    def _after_evaluation(self, stage: str) -> None:
+        outcome = Outcome(self.trainer, self.model, self.datamodule, self.run_dir, self._seed)
+        outcome.collect(stage)
+        outcome.finish(perf_counter() - self._started, self._references, None, export=False)
+
+    def predict(self, **kwargs: Any) -> None:
+        predictions = self.trainer.predict(**kwargs)
+        for path in self.datamodule.write_predictions(self.run_dir, predictions):
+            print(f"predictions: {path}")  # noqa: T201 - what the user asked for
+
+    @property
+    def _seed(self) -> int:
+        return int(self._get(self.config_init, "seed_everything"))
+
+    @property
+    def _references(self) -> list[Path]:
+        return [Path(path) for path in self._get(self.config_init, "references")]
+
+
+def run(
+    method: type[TaskModule],
+    data: type[BenchmarkDataModule],
+    args: Sequence[str] | None = None,
+    recipe: str | Path | None = None,
+) -> RecipeCLI:
+    """Run a recipe as a command: fit, evaluate the best checkpoint, report and export.
+
+    Args:
+        method: The method's class; its arguments become ``--model.*``.
+        data: The benchmark's data module; its arguments become ``--data.*``.
+        args: Command line; by default that of the process. A first word out of ``fit``,
+            ``validate``, ``test``, ``predict`` chooses the stage, ``fit`` by default;
+            ``--resume RUN_DIR`` goes on with a run where its last checkpoint was written.
+        recipe: The recipe's file, by default the running script: its stem names the run folder
+            ``runs/<stem>/<time>/`` and the default settings ``configs/<stem>.yaml``.
+
+    Raises:
+        SystemExit: The command line or the run failed; the reason is on standard error. Set
+            ``LIGHTNING_KD_TRACEBACK=1`` for the whole trace.
+    """
+    given = list(sys.argv[1:] if args is None else args)
+    recipe = Path(sys.argv[0] if recipe is None else recipe)
+    try:
+        stage, rest = (given[0], given[1:]) if given[:1] and given[0] in STAGES else ("fit", given)
+        rest, run_dir = _with_settings(stage, rest, recipe.stem)
+        with _shared(run_dir):
+            default = recipe.resolve().parent.parent / "configs" / f"{recipe.stem}.yaml"
+            return RecipeCLI(method, data, run_dir, [stage, *rest], default)
+    except USER_ERRORS as error:
+        if os.environ.get(TRACEBACK):
+            raise
+        print(f"\nerror: {error}\n({TRACEBACK}=1 shows where)", file=sys.stderr)  # noqa: T201
+        sys.exit(1)
+
+
+def _with_settings(stage: str, args: list[str], recipe: str) -> tuple[list[str], Path]:
+    """The command line with the settings of the run it goes back to, and the folder to write to."""
+    resume, args = _pop_option(args, "--resume")
+    if resume is not None:
+        folder = Path(resume)
+        last, config = folder / "checkpoints" / "last.ckpt", folder / "config.yaml"
+        for path in (config, last):
+            if not path.is_file():
+                raise FileNotFoundError(f"{resume} cannot be resumed: there is no {path}")
+        if stage != "fit" or folder.resolve().parent.name != recipe:
+            raise ValueError(f"{resume} is no run of {recipe}; resume it with its own recipe")
+        return ["--config", str(config), *args, "--ckpt_path", str(last)], folder
+    checkpoint, _ = _pop_option(args, "--ckpt_path")
+    if checkpoint is not None and not Path(checkpoint).is_file():
+        raise FileNotFoundError(f"there is no checkpoint {checkpoint}; give the path of a .ckpt")
+    if checkpoint is not None and stage != "fit":
+        config = Path(checkpoint).parent.parent / "config.yaml"
+        if config.is_file():
+            args = ["--config", str(config), *args]
+    return args, _new_run_dir(recipe)
+
+
+def _pop_option(args: Sequence[str], name: str) -> tuple[str | None, list[str]]:
+    value, rest = None, list[str]()
+    words = iter(args)
+    for word in words:
+        if word == name:
+            value = next(words, "")
+        elif word.startswith(name + "="):
+            value = word.partition("=")[2]
+        else:
+            rest.append(word)
+    return value, rest
+
+
+def _new_run_dir(recipe: str) -> Path:
+    if shared := os.environ.get(RUN_DIR):
+        return Path(shared)
+    # Processes that a launcher started agree on its job, not on a second.
+    job = os.environ.get("TORCHELASTIC_RUN_ID") or os.environ.get("SLURM_JOB_ID")
+    name = f"job_{job}" if job and job != "none" else strftime("%Y-%m-%d_%H-%M-%S")
+    folder, count = Path("runs") / recipe / name, 1
+    while folder.exists() and not job:
+        count += 1
+        folder = folder.with_name(f"{name}_{count}")
+    return folder
+
+
+@contextmanager
+def _shared(run_dir: Path) -> Iterator[None]:
+    before = os.environ.get(RUN_DIR)
+    os.environ[RUN_DIR] = str(run_dir)
+    try:
+        yield
+    finally:
+        if before is None:
+            os.environ.pop(RUN_DIR, None)
+
+
+__all__ = ["RecipeCLI", "run"]

@@ -1,0 +1,180 @@
+"""Which examples are in which batch, and a training loader that resumes inside an epoch.
+
+The order of an epoch is a pure function of (seed, epoch, number of processes), so a resumed run
+needs to remember two numbers only: the epoch and how many of its batches have been used.
+"""
+
+import hashlib
+import math
+from collections.abc import Iterator, Sequence
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, DistributedSampler
+
+_GROUP = 50
+"""Batches that are sorted by length together: more saves padding, fewer keeps more randomness."""
+
+
+class ShardedBatches(DistributedSampler[list[int]]):
+    """Lists of example numbers, one list per batch, for one of several processes.
+
+    Use it as ``DataLoader(dataset, batch_size=None, sampler=ShardedBatches(...))``. It is a
+    `DistributedSampler` so that Lightning neither wraps nor replaces it and calls `set_epoch`.
+
+    *Training* (``shuffle=True``): the examples in random order are cut into global batches of
+    ``batch_size * num_replicas``, and process ``rank`` takes every ``num_replicas``-th of each, so
+    two processes at batch ``b`` see exactly the batches of one process at ``2 b``. The last global
+    batch is cut to a multiple of the number of processes, so that the mean over processes is the
+    mean over examples; one process drops nothing.
+
+    *Evaluation* (``shuffle=False``): every example exactly once, sorted by length when lengths are
+    given (less padding; `idx` tells which is which). All processes get the same number of batches,
+    because they meet in every forward pass; sizes differ by at most one and stay within
+    ``batch_size`` (except where ``batch_size=1`` does not come out even: then some have two).
+
+    Args:
+        num_examples: size of the data set.
+        batch_size: examples per process and batch.
+        num_replicas: number of processes.
+        rank: this process, from 0.
+        shuffle: training order rather than evaluation order.
+        seed: of the training order.
+        lengths: number of tokens of each example; in training it groups examples of similar length
+            into batches (random all the same: groups are sorted inside a window of 50 batches, and
+            the batches shuffled).
+
+    >>> list(ShardedBatches(5, batch_size=2))
+    [[0, 1], [2, 3], [4]]
+    >>> [list(ShardedBatches(5, batch_size=2, num_replicas=2, rank=r)) for r in (0, 1)]
+    [[[0, 1], [3]], [[2], [4]]]
+    """
+
+    def __init__(
+        self,
+        num_examples: int,
+        batch_size: int,
+        *,
+        num_replicas: int = 1,
+        rank: int = 0,
+        shuffle: bool = False,
+        seed: int = 0,
+        lengths: Sequence[int] | None = None,
+    ) -> None:
+        if batch_size < 1:
+            raise ValueError(f"batch_size must be at least 1, got {batch_size}")
+        if num_examples < num_replicas:
+            raise ValueError(
+                f"{num_examples} example(s) cannot be shared by {num_replicas} processes; "
+                "use more examples or fewer devices"
+            )
+        # the parent only asks the data set for its length
+        examples = cast("Any", range(num_examples))
+        super().__init__(examples, num_replicas=num_replicas, rank=rank, shuffle=shuffle, seed=seed)
+        self.num_examples, self.batch_size = num_examples, batch_size
+        self.lengths = None if lengths is None else torch.as_tensor(lengths)
+        self.start = 0  # batches that an iteration leaves out at its beginning
+
+    def __len__(self) -> int:
+        """Batches per epoch, the same on every process."""
+        if self.shuffle:
+            usable = self.num_examples - self.num_examples % self.num_replicas
+            return math.ceil(usable / (self.batch_size * self.num_replicas))
+        wanted = math.ceil(self.num_examples / (self.batch_size * self.num_replicas))
+        return min(wanted, self.num_examples // self.num_replicas)  # no process without an example
+
+    def __iter__(self) -> Iterator[list[int]]:
+        return iter(self.batches(self.epoch)[self.start :])
+
+    def batches(self, epoch: int) -> list[list[int]]:
+        """All batches of this process in an epoch."""
+        if not self.shuffle:
+            return self._evaluation_batches()
+        size = self.batch_size * self.num_replicas
+        usable = self.num_examples - self.num_examples % self.num_replicas
+        generator = _generator(self.seed, epoch)
+        order = torch.randperm(self.num_examples, generator=generator)[:usable]
+        if self.lengths is None:
+            batches = _cut(order, size)
+        else:
+            batches = _grouped(order, size, self.lengths, generator)
+        return [batch[self.rank :: self.num_replicas].tolist() for batch in batches]
+
+    def _evaluation_batches(self) -> list[list[int]]:
+        order = torch.arange(self.num_examples)
+        if self.lengths is not None:
+            order = self.lengths.argsort(stable=True)
+        parts = torch.tensor_split(order, len(self) * self.num_replicas)
+        return [part.tolist() for part in parts[self.rank :: self.num_replicas]]
+
+
+class ResumableLoader(DataLoader[Any]):
+    """A loader over `ShardedBatches` whose position is in the checkpoint.
+
+    Lightning saves `state_dict` with every checkpoint and hands it back when a fit is resumed; the
+    resumed run then sees exactly the batches that were left of that epoch. `len` is always the
+    length of a whole epoch. Arguments are those of `DataLoader`.
+
+    Raises:
+        TypeError: the sampler is another one, as when ``Trainer(overfit_batches=...)`` replaced it.
+    """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        if not isinstance(self.sampler, ShardedBatches):
+            raise TypeError(
+                f"the training loader needs a ShardedBatches sampler, got "
+                f"{type(self.sampler).__name__}; instead of overfit_batches use "
+                "--data.limit_examples"
+            )
+        self._batches_of: ShardedBatches = self.sampler
+        self._epoch, self._batch = 0, 0  # position: epoch and batches used of it
+        self._resume: tuple[int, int] | None = None
+
+    def __iter__(self) -> Iterator[Any]:  # type: ignore[override]  # the parent names its own class
+        # A generator: which epoch it is becomes known with the first batch, because Lightning makes
+        # the iterator before it restores the epoch and calls `set_epoch`.
+        sampler = self._batches_of
+        if self._resume is not None:
+            epoch, batch = self._resume
+            if batch >= len(self):
+                epoch, batch = epoch + 1, 0
+                if sampler.epoch < epoch:
+                    sampler.set_epoch(epoch)
+            sampler.start = batch if sampler.epoch == epoch else 0
+            self._resume = None
+        self._epoch, self._batch = sampler.epoch, sampler.start
+        iterator = super().__iter__()
+        sampler.start = 0  # not in the sampler: with workers, the line above asks it twice
+        for batch_of_examples in iterator:
+            self._batch += 1  # before the yield: a checkpoint in this step has used this batch
+            yield batch_of_examples
+
+    def state_dict(self) -> dict[str, int]:
+        """Epoch and number of its batches used so far."""
+        return {"epoch": self._epoch, "batch": self._batch}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        """Continue after ``state["batch"]`` batches of epoch ``state["epoch"]``."""
+        self._resume = state["epoch"], state["batch"]
+        self._epoch, self._batch = self._resume
+
+
+def _cut(order: Tensor, size: int) -> list[Tensor]:
+    return [order[k : k + size] for k in range(0, len(order), size)]
+
+
+def _grouped(order: Tensor, size: int, lengths: Tensor, generator: torch.Generator) -> list[Tensor]:
+    batches: list[Tensor] = []
+    for window in _cut(order, size * _GROUP):
+        batches += _cut(window[lengths[window].argsort(stable=True)], size)
+    last = [batches.pop()] if len(batches[-1]) < size else []  # stays last, as without grouping
+    shuffled = torch.randperm(len(batches), generator=generator).tolist()
+    return [batches[k] for k in shuffled] + last
+
+
+def _generator(seed: int, epoch: int) -> torch.Generator:
+    # not seed + epoch: epoch 1 of seed 0 must differ from epoch 0 of seed 1
+    digest = hashlib.sha256(f"{seed}/{epoch}".encode()).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest[:7], "big"))

@@ -1,0 +1,171 @@
+"""From a trained module to files that the Hugging Face ecosystem loads."""
+
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from torch import Tensor
+
+from lightning_kd.functional import lora_scale
+
+PREFIX = "base_model.model."
+
+
+@contextmanager
+def atomic_directory(directory: Path) -> Iterator[Path]:
+    """A folder that appears under its name only when the block ended well; an old one is replaced."""
+    directory = Path(directory)
+    directory.parent.mkdir(parents=True, exist_ok=True)
+    work = Path(tempfile.mkdtemp(prefix=f".{directory.name}-", dir=directory.parent))
+    try:
+        yield work
+        work.chmod(0o755)  # mkdtemp's are private
+        if directory.exists():
+            old = work.with_name(work.name + ".old")
+            os.replace(directory, old)
+            os.replace(work, directory)
+            shutil.rmtree(old)
+        else:
+            os.replace(work, directory)
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+
+
+@dataclass(frozen=True)
+class Adapter:
+    """A LoRA adapter of one rank, in PEFT's terms.
+
+    Attributes:
+        rank: Number of components.
+        alpha: PEFT's ``lora_alpha``; the factor is ``alpha / rank``, or ``alpha / sqrt(rank)``.
+        rslora: Which of the two.
+        factors: ``(lora_A [rank, d], lora_B [m, rank])`` by the name of the layer.
+        saved: Whole modules' weights (the task head), by their name in the model.
+    """
+
+    rank: int
+    alpha: float
+    rslora: bool
+    factors: Mapping[str, tuple[Tensor, Tensor]]
+    saved: Mapping[str, Tensor]
+
+    @property
+    def scale(self) -> float:
+        """The factor in front of the product of the two matrices."""
+        return lora_scale("alpha/sqrt(b)" if self.rslora else "alpha/b", self.alpha, self.rank, 1)
+
+
+def peft_alpha(scaling: str, alpha: float, rank: int, max_rank: int) -> tuple[float, float]:
+    r"""``(lora_alpha, ratio)``: PEFT's constant that gives our factor, and what it cannot hold.
+
+    PEFT computes ``lora_alpha / rank`` (or ``/ sqrt(rank)``). For ``alpha/R`` that asks for
+    :math:`\alpha b / R`, whose quotient may differ from :math:`\alpha / R` in the last bit; the
+    ratio of the two then goes into ``lora_B``.
+
+    >>> peft_alpha("alpha/b", 16.0, rank=3, max_rank=8)
+    (16.0, 1.0)
+    >>> peft_alpha("alpha/R", 16.0, rank=3, max_rank=8)
+    (6.0, 1.0)
+    """
+    if scaling != "alpha/R":
+        return alpha, 1.0
+    lora_alpha = alpha * rank / max_rank
+    return lora_alpha, (alpha / max_rank) / (lora_alpha / rank)
+
+
+def write_peft(
+    directory: Path,
+    adapter: Adapter,
+    *,
+    base_model: str | None,
+    modules_to_save: Sequence[str],
+    target_modules: Sequence[str],
+    fan_in_fan_out: bool,
+) -> None:
+    """Write a folder for `peft.PeftModel.from_pretrained`, whole or not at all."""
+    from peft import LoraConfig, TaskType
+    from safetensors.torch import save_file
+
+    tensors = {f"{PREFIX}{name}": value for name, value in adapter.saved.items()}
+    for name, (lora_a, lora_b) in adapter.factors.items():
+        tensors[f"{PREFIX}{name}.lora_A.weight"] = lora_a
+        tensors[f"{PREFIX}{name}.lora_B.weight"] = lora_b
+    config = LoraConfig(
+        task_type=TaskType.SEQ_CLS,
+        r=adapter.rank,
+        # PEFT declares a whole number; a fraction works and is kept only where one is needed.
+        lora_alpha=int(adapter.alpha) if adapter.alpha == int(adapter.alpha) else adapter.alpha,  # type: ignore[arg-type]
+        use_rslora=adapter.rslora,
+        target_modules=list(target_modules),
+        modules_to_save=list(modules_to_save),
+        fan_in_fan_out=fan_in_fan_out,
+        base_model_name_or_path=base_model,
+        inference_mode=True,
+    )
+    with atomic_directory(directory) as folder:
+        config.save_pretrained(str(folder))
+        save_file(
+            {name: value.detach().cpu().contiguous() for name, value in tensors.items()},
+            folder / "adapter_model.safetensors",
+            metadata={"format": "pt"},
+        )
+
+
+def read_peft(directory: str | Path) -> Adapter:
+    """Read an adapter folder that PEFT or `write_peft` wrote.
+
+    Raises:
+        FileNotFoundError: No adapter there.
+        ValueError: Not a plain LoRA of one rank.
+    """
+    from peft import LoraConfig, PeftConfig
+    from safetensors.torch import load_file
+
+    directory = Path(directory)
+    weights = directory / "adapter_model.safetensors"
+    if not (directory / "adapter_config.json").is_file() or not weights.is_file():
+        raise FileNotFoundError(
+            f"{directory} has no adapter_config.json with adapter_model.safetensors beside it; "
+            "give the folder that PEFT or `lightning-kd export` wrote"
+        )
+    config = PeftConfig.from_pretrained(str(directory))
+    if not isinstance(config, LoraConfig) or config.use_dora or config.rank_pattern:
+        raise ValueError(f"{directory} is not a plain LoRA adapter of one rank; import one that is")
+    factors: dict[str, dict[str, Tensor]] = {}
+    saved: dict[str, Tensor] = {}
+    for key, value in load_file(weights).items():
+        name = key.removeprefix(PREFIX)
+        layer, _, factor = name.removesuffix(".weight").rpartition(".")
+        if factor in ("lora_A", "lora_B"):
+            factors.setdefault(layer, {})[factor] = value
+        else:
+            saved[name] = value
+    pairs = {layer: (pair["lora_A"], pair["lora_B"]) for layer, pair in factors.items()}
+    return Adapter(config.r, float(config.lora_alpha), bool(config.use_rslora), pairs, saved)
+
+
+def common_targets(matched: Sequence[str], linear: Sequence[str]) -> list[str]:
+    """The shortest way to say ``matched`` in PEFT's vocabulary: last names, or else full names.
+
+    >>> common_targets(["l.0.query", "l.1.query"], ["l.0.query", "l.1.query", "l.0.key"])
+    ['query']
+    >>> common_targets(["l.0.query"], ["l.0.query", "l.1.query"])
+    ['l.0.query']
+    """
+    last = sorted({name.rpartition(".")[2] for name in matched})
+    selected = [name for name in linear if name.rpartition(".")[2] in last]
+    return last if sorted(selected) == sorted(matched) else sorted(matched)
+
+
+__all__ = [
+    "Adapter",
+    "atomic_directory",
+    "common_targets",
+    "peft_alpha",
+    "read_peft",
+    "write_peft",
+]

@@ -1,0 +1,292 @@
+"""What every method stands on: a training step, validation at every size, clean checkpoints."""
+
+import hashlib
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+import lightning as L
+import torch
+from lightning.pytorch.cli import OptimizerCallable
+from lightning.pytorch.utilities.types import OptimizerLRScheduler
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from lightning_kd.evaluation import Evaluation
+from lightning_kd.export import atomic_directory
+from lightning_kd.models import load_model
+from lightning_kd.nested import Nested
+from lightning_kd.optim import decay_groups, lr_scheduler
+from lightning_kd.paper import Paper
+from lightning_kd.tasks import Prediction, Task, task_named
+
+Batch = dict[str, Tensor]
+LRSchedule = Literal["linear", "cosine", "constant"]
+
+
+class TaskModule(L.LightningModule, ABC):
+    """A student learning a task: everything but the objective.
+
+    A method overrides `objective`; its terms are summed, logged as ``train/<term>`` and
+    minimized with AdamW (vectors do not decay), warm-up and a schedule.
+
+    Args:
+        student: Hub name, local Hugging Face folder, transformers config, or a module.
+        task: A benchmark's name for it (``sst2``), or a `lightning_kd.tasks.Task`.
+        learning_rate: Peak; never scaled by batch size or processes.
+        weight_decay: Of matrices.
+        warmup_fraction: Share of the optimizer steps spent warming up; 0 starts at the peak.
+        lr_schedule: ``linear`` and ``cosine`` decay to 0 at the last step, ``constant`` stays.
+        optimizer: Makes another optimizer from the trainable parameters; it then decides the
+            learning rate and the decay.
+
+    Raises:
+        ValueError: Unknown task or schedule.
+    """
+
+    paper: ClassVar[Paper]
+
+    def __init__(  # noqa: PLR0913 - what a user sets on the command line
+        self,
+        student: str | nn.Module,
+        task: str | Task,
+        learning_rate: float = 2e-5,
+        weight_decay: float = 0.01,
+        warmup_fraction: float = 0.06,
+        lr_schedule: LRSchedule = "linear",
+        optimizer: OptimizerCallable | None = None,
+    ) -> None:
+        super().__init__()
+        self.task = task_named(task) if isinstance(task, str) else task
+        self.learning_rate, self.weight_decay = learning_rate, weight_decay
+        self.warmup_fraction, self.lr_schedule = warmup_fraction, lr_schedule
+        self.optimizer_factory = optimizer
+        self.student = student if isinstance(student, nn.Module) else load_model(student, self.task)
+        self.evaluations: dict[tuple[str, int | None], Evaluation] = {}
+        self._last_terms: dict[str, Tensor] = {}
+        # Objects do not belong into a file that is loaded with weights_only=True.
+        given = {"student": student, "task": task, "optimizer": optimizer}
+        ignored = [name for name, value in given.items() if not isinstance(value, str)]
+        self.save_hyperparameters(ignore=ignored, logger=False)
+
+    @abstractmethod
+    def objective(self, batch: Batch) -> dict[str, Tensor]:
+        """Named scalar terms whose sum is minimized."""
+
+    def predict(self, batch: Batch, hidden_states: bool = False) -> Prediction:
+        """The student's answer to a batch."""
+        return self.task.predict(self.student, batch, hidden_states)
+
+    def predictions(self, batch: Batch) -> Iterator[tuple[int | None, Prediction, float]]:
+        """``(size, prediction, seconds)`` for every size that is to be evaluated."""
+        if not isinstance(self, Nested):
+            start = time.perf_counter()
+            yield None, self.predict(batch), time.perf_counter() - start
+            return
+        for size in self.evaluation_sizes:
+            with self.at_size(size):
+                start = time.perf_counter()
+                yield size, self.predict(batch), time.perf_counter() - start
+
+    @property
+    def monitor(self) -> str:
+        """The logged value that chooses the best checkpoint: a mean over sizes when there are."""
+        return self._key("val", "", "mean" if isinstance(self, Nested) else None, self.task.monitor)
+
+    def num_trainable_parameters(self, size: int | None = None) -> int:
+        """Weights that training may change, at ``size`` when there are sizes."""
+        del size  # a nested method counts the active part
+        return sum(p.numel() for p in self.parameters() if p.requires_grad)
+
+    # Training
+
+    def on_fit_start(self) -> None:
+        # Hugging Face models arrive in eval mode and Lightning leaves them there.
+        self.student.train()
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        terms = self.objective(batch)
+        self._last_terms = {name: term.detach() for name, term in terms.items()}
+        loss = torch.stack(list(terms.values())).sum() if len(terms) > 1 else next(iter(terms.values()))
+        # Asking a GPU for the value waits for it: there the check runs when values are logged.
+        logging = (self.trainer.global_step + 1) % self.trainer.log_every_n_steps == 0
+        if logging or loss.device.type == "cpu":
+            self._check_finite()
+        size = batch["labels"].shape[0]
+        self.log_dict({f"train/{k}": v for k, v in self._last_terms.items()}, batch_size=size)
+        self.log("loss", loss.detach(), prog_bar=True, logger=False, batch_size=size)
+        return loss
+
+    def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
+        if (self.trainer.global_step + 1) % self.trainer.log_every_n_steps == 0:
+            grads = [p.grad for p in self.parameters() if p.grad is not None]
+            self.log("train/grad_norm", torch.nn.utils.get_total_norm(grads))
+
+    def configure_optimizers(self) -> OptimizerLRScheduler:
+        if self.optimizer_factory is not None:
+            optimizer = self.optimizer_factory([p for p in self.parameters() if p.requires_grad])
+        else:
+            optimizer = self.make_optimizer()
+        steps = int(self.trainer.estimated_stepping_batches)
+        scheduler = lr_scheduler(optimizer, self.lr_schedule, self.warmup_fraction, steps)
+        return {
+            "optimizer": optimizer,
+            "lr_scheduler": {"scheduler": scheduler, "interval": "step", "name": "learning_rate"},
+        }
+
+    def make_optimizer(self) -> Optimizer:
+        """AdamW over the trainable parameters, vectors without decay."""
+        groups = decay_groups(self.named_parameters(), self.weight_decay)
+        return torch.optim.AdamW(groups, lr=self.learning_rate)
+
+    def _check_finite(self) -> None:
+        for name, term in self._last_terms.items():
+            if not torch.isfinite(term):
+                raise FloatingPointError(
+                    f"the term {name} became {term.item()} at step {self.trainer.global_step}; "
+                    "the last checkpoint is kept: resume from it with a lower learning rate, "
+                    "gradient clipping or a wider precision"
+                )
+
+    # Evaluation
+
+    def on_validation_start(self) -> None:
+        self.evaluations = {}
+
+    on_test_start = on_validation_start
+
+    def validation_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
+        self._evaluate(batch, dataloader_idx)
+
+    def test_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
+        self._evaluate(batch, dataloader_idx)
+
+    def predict_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> Batch:
+        return {"idx": batch["idx"], "answers": self.task.decode(self.predict(batch))}
+
+    def on_validation_epoch_end(self) -> None:
+        self._log_evaluations("val")
+
+    def on_test_epoch_end(self) -> None:
+        self._log_evaluations("test")
+
+    def _evaluate(self, batch: Batch, dataloader_idx: int) -> None:
+        eval_set = self.task.eval_sets[dataloader_idx]
+        for size, prediction, seconds in self.predictions(batch):
+            if (eval_set, size) not in self.evaluations:
+                self.evaluations[eval_set, size] = Evaluation(self.task).to(self.device)
+            self.evaluations[eval_set, size].update(prediction, batch, seconds)
+
+    def _log_evaluations(self, stage: str) -> None:
+        sums: dict[str, list[float]] = {}
+        for (eval_set, size), evaluation in self.evaluations.items():
+            for name, value in evaluation.compute().items():
+                part = f"{self.size_name}_{size}" if isinstance(self, Nested) else None
+                self.log(self._key(stage, eval_set, part, name), value, sync_dist=False)
+                if isinstance(self, Nested):
+                    sums.setdefault(self._key(stage, eval_set, "mean", name), []).append(value)
+        for key, values in sums.items():
+            self.log(key, sum(values) / len(values), prog_bar=key == self.monitor)
+
+    @staticmethod
+    def _key(*parts: str | None) -> str:
+        return "/".join(part for part in parts if part)
+
+    # Checkpoints
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        self._check_finite()
+        checkpoint["lightning_kd"] = {"method": type(self).__name__, "task": self.task.name}
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        written = checkpoint.get("lightning_kd")
+        ours = {"method": type(self).__name__, "task": self.task.name}
+        if written is None:
+            raise ValueError("the checkpoint was not written by lightning-kd; give one that was")
+        if written != ours:
+            raise ValueError(
+                f"the checkpoint is of {written['method']} on {written['task']}, "
+                f"this is {ours['method']} on {ours['task']}; use the recipe that wrote it"
+            )
+
+    def export(self, directory: Path, size: int | None = None) -> None:
+        """Write the student as a Hugging Face folder (weights as safetensors)."""
+        del size  # a plain model has one
+        with atomic_directory(directory) as folder:
+            self.student.save_pretrained(folder)  # type: ignore[operator]
+
+
+class AdapterModule(TaskModule):
+    """A method that trains few weights of a large model and saves only those.
+
+    A checkpoint holds the trainable weights and a fingerprint of the frozen ones; loading it onto
+    another base is an error.
+    """
+
+    def freeze_base(self, trainable: Sequence[str]) -> None:
+        """Train nothing of the student but the sub-modules named in ``trainable``.
+
+        Raises:
+            ValueError: A name is not there.
+        """
+        self.student.requires_grad_(False)
+        names = dict(self.student.named_modules())
+        for wanted in trainable:
+            found = [m for n, m in names.items() if n == wanted or n.endswith("." + wanted)]
+            if not found:
+                raise ValueError(
+                    f"modules_to_save has {wanted!r}, which the model does not; "
+                    f"its top modules are {[n for n, _ in self.student.named_children()]}"
+                )
+            for module in found:
+                module.requires_grad_(True)
+
+    def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        """Trainable weights and buffers."""
+        prefix = kwargs.get("prefix", "")
+        kept = {prefix + n for n, p in self._all_parameters() if p.requires_grad}
+        kept |= {prefix + n for n, _ in self.named_buffers()}
+        full = super().state_dict(*args, **kwargs)
+        return {name: value for name, value in full.items() if name in kept}
+
+    def load_state_dict(
+        self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False
+    ) -> Any:
+        """Load what `state_dict` gave; a missing or foreign weight is an error."""
+        ours, theirs = set(self.state_dict()), set(state_dict)
+        if strict and ours != theirs:
+            raise ValueError(
+                f"the checkpoint does not fit the model: it lacks {sorted(ours - theirs)[:4]} and "
+                f"has {sorted(theirs - ours)[:4]} besides; build the module with its settings"
+            )
+        return super().load_state_dict(state_dict, strict=False, assign=assign)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        super().on_save_checkpoint(checkpoint)
+        checkpoint["frozen_fingerprint"] = self._frozen_fingerprint()
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        super().on_load_checkpoint(checkpoint)
+        if checkpoint.get("frozen_fingerprint") != self._frozen_fingerprint():
+            raise ValueError(
+                "the checkpoint's adapter was trained on other base weights than this model's; "
+                f"load the base it was trained on (student={self.hparams.get('student')!r} here)"
+            )
+
+    def _all_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
+        return self.named_parameters(remove_duplicate=False)  # tied weights have two names
+
+    def _frozen_fingerprint(self) -> str:
+        """Hash of names, shapes and a few entries (in bfloat16: a cast base is the same base)."""
+        digest = hashlib.sha256()
+        for name, parameter in self._all_parameters():
+            if not parameter.requires_grad and parameter.is_floating_point():
+                flat = parameter.detach().reshape(-1)
+                picked = flat[:: max(1, flat.numel() // 16)].to("cpu", torch.bfloat16)
+                digest.update(f"{name} {tuple(parameter.shape)} {picked.tolist()}".encode())
+        return digest.hexdigest()
+
+
+__all__ = ["AdapterModule", "Batch", "LRSchedule", "TaskModule"]

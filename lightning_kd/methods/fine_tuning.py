@@ -1,0 +1,51 @@
+"""Fine-tuning: the baseline that every method is measured against.
+
+All weights learn the task, or only the head (``train="head"``): the two ends between which adapters
+lie.
+"""
+
+from typing import Any, Literal
+
+from torch import Tensor, nn
+
+from lightning_kd.methods.base import Batch, TaskModule
+from lightning_kd.models import head_modules
+from lightning_kd.paper import Paper
+from lightning_kd.tasks import Task
+
+
+class FineTuning(TaskModule):
+    """Minimize the task's loss over all weights or the head's.
+
+    Args:
+        student: See `TaskModule`.
+        task: See `TaskModule`.
+        train: ``all`` weights, or the ``head`` alone over a frozen encoder.
+        kwargs: See `TaskModule`.
+    """
+
+    paper = Paper(
+        title="BERT: Pre-training of Deep Bidirectional Transformers",
+        venue="NAACL 2019",
+        arxiv="1810.04805",
+        tasks="GLUE",
+        recipe="fine_tuning_glue",
+    )
+
+    def __init__(
+        self,
+        student: str | nn.Module,
+        task: str | Task,
+        train: Literal["all", "head"] = "all",
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(student, task, **kwargs)
+        if train not in ("all", "head"):
+            raise ValueError(f"train must be all or head, got {train!r}")
+        if train == "head":
+            self.student.requires_grad_(False)
+            for name in head_modules(self.student):
+                self.student.get_submodule(name).requires_grad_(True)
+
+    def objective(self, batch: Batch) -> dict[str, Tensor]:
+        return {"hard": self.task.hard_loss(self.predict(batch), batch).mean()}

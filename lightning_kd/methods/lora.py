@@ -1,0 +1,80 @@
+"""LoRA by PEFT: the baseline of the dynamic adapters.
+
+Hu et al. (ICLR 2022), arXiv 2106.09685. The layers are PEFT's own, so that a comparison with this
+class is a comparison with what users run.
+"""
+
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+from lightning_kd.export import atomic_directory
+from lightning_kd.methods.base import AdapterModule, Batch
+from lightning_kd.models import head_modules
+from lightning_kd.paper import Paper
+from lightning_kd.tasks import Task
+
+
+class LoRA(AdapterModule):
+    """A low-rank adapter of one fixed rank.
+
+    Args:
+        student: See `TaskModule`.
+        task: See `TaskModule`.
+        rank: Components of every adapter, at least 1.
+        alpha: The factor is ``alpha / rank``.
+        rslora: Use ``alpha / sqrt(rank)`` instead.
+        target_modules: PEFT's vocabulary; None is PEFT's choice for the architecture.
+        modules_to_save: Modules trained whole; None is the task head (and BERT's pooler).
+        dropout: Of the adapter's input, in [0, 1).
+        kwargs: See `TaskModule`.
+    """
+
+    paper = Paper(
+        title="LoRA: Low-Rank Adaptation of Large Language Models",
+        venue="ICLR 2022",
+        arxiv="2106.09685",
+        tasks="GLUE",
+        recipe="lora_glue",
+        result="SST-2 95.1 (RoBERTa-base, r=8, LoRA README)",
+    )
+
+    def __init__(  # noqa: PLR0913 - what a user sets on the command line
+        self,
+        student: str | nn.Module,
+        task: str | Task,
+        rank: int = 8,
+        alpha: float = 16.0,
+        rslora: bool = False,
+        target_modules: str | list[str] | None = None,
+        modules_to_save: list[str] | None = None,
+        dropout: float = 0.0,
+        learning_rate: float = 4e-4,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(student, task, learning_rate=learning_rate, **kwargs)
+        from peft import LoraConfig, TaskType, get_peft_model
+
+        if rank < 1:
+            raise ValueError(f"rank must be a whole number of at least 1, got {rank}")
+        heads = head_modules(self.student) if modules_to_save is None else modules_to_save
+        config = LoraConfig(
+            task_type=TaskType.SEQ_CLS,
+            r=rank,
+            lora_alpha=alpha,  # type: ignore[arg-type]  # PEFT computes with any number
+            use_rslora=rslora,
+            target_modules=target_modules,
+            modules_to_save=heads,
+            lora_dropout=dropout,
+        )
+        self.student = get_peft_model(self.student, config)  # type: ignore[arg-type]
+
+    def objective(self, batch: Batch) -> dict[str, Tensor]:
+        return {"hard": self.task.hard_loss(self.predict(batch), batch).mean()}
+
+    def export(self, directory: Path, size: int | None = None) -> None:
+        """Write the PEFT folder."""
+        del size
+        with atomic_directory(directory) as folder:
+            self.student.save_pretrained(folder)  # type: ignore[operator]

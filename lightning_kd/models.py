@@ -1,0 +1,126 @@
+"""The one place that knows transformers: from a name to a model with the task's head."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from lightning_kd.tasks import Classification, Task
+
+
+def load_model(name_or_path: str | Any, task: Task) -> nn.Module:
+    """A model with the head that ``task`` needs.
+
+    Args:
+        name_or_path: A Hub name (``roberta-base``), a local Hugging Face folder, or a transformers
+            ``PretrainedConfig`` for a randomly initialized model (tests).
+        task: Decides the head, its width and the names of its labels.
+
+    Raises:
+        FileNotFoundError: It looks like a path, but there is no such folder.
+        ConnectionError: The Hub cannot be reached and the model is not in its cache.
+        ValueError: Weights of the encoder are missing.
+    """
+    import transformers
+
+    head = getattr(transformers, task.auto_class)
+    if isinstance(name_or_path, transformers.PretrainedConfig):
+        for key, value in _head_settings(task).items():
+            setattr(name_or_path, key, value)
+        return _with_padding(head.from_config(name_or_path))
+    check_local(name_or_path)
+    try:
+        with _quiet():
+            model, report = head.from_pretrained(
+                name_or_path, output_loading_info=True, **_head_settings(task)
+            )
+    except OSError as error:
+        raise unreachable(name_or_path, error) from error
+    heads = tuple(f"{name}." for name in head_modules(model))
+    lost = [key for key in report["missing_keys"] if not key.startswith(heads)]
+    if lost:
+        raise ValueError(
+            f"{name_or_path} has no weights for {lost[:4]}, which would start at random; "
+            "give a complete model"
+        )
+    return _with_padding(model)
+
+
+def check_local(name_or_path: str) -> None:
+    """Raise `FileNotFoundError` for what can only be a path, and is not there."""
+    looks_local = name_or_path.count("/") != 1 or name_or_path.startswith((".", "~", "assets/"))
+    if "/" in name_or_path and looks_local and not Path(name_or_path).expanduser().is_dir():
+        raise FileNotFoundError(
+            f"there is no model folder {name_or_path}; "
+            "`lightning-kd assets` fetches the offline ones, or give a Hub name"
+        )
+
+
+def unreachable(name_or_path: str, error: Exception) -> Exception:
+    """The error to raise when transformers could not load ``name_or_path``."""
+    if Path(name_or_path).is_dir():
+        return ValueError(f"{name_or_path} is not a loadable Hugging Face folder: {error}")
+    return ConnectionError(
+        f"{name_or_path} is neither on the reachable Hugging Face Hub nor in its cache; "
+        "give a local folder, or run `lightning-kd assets` and add "
+        "--config configs/overlays/offline.yaml"
+    )
+
+
+def head_modules(model: nn.Module) -> list[str]:
+    """Names of the modules that belong to the task: all outside the encoder, and its pooler.
+
+    These train beside an adapter, as in the DyLoRA release. BERT's pooler does there what the first
+    layer of RoBERTa's head does, though it lives inside the encoder.
+
+    >>> from transformers import BertConfig, BertForSequenceClassification
+    >>> config = BertConfig(vocab_size=9, hidden_size=4, num_hidden_layers=1, num_attention_heads=1)
+    >>> head_modules(BertForSequenceClassification(config))
+    ['classifier', 'bert.pooler']
+    """
+    prefix = str(getattr(model, "base_model_prefix", ""))
+    heads = [
+        name
+        for name, child in model.named_children()
+        if name != prefix and next(child.parameters(), None) is not None
+    ]
+    pooler = getattr(getattr(model, prefix, None), "pooler", None)
+    return [*heads, f"{prefix}.pooler"] if isinstance(pooler, nn.Module) else heads
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without transformers' bars and its table of missing weights: a new head is expected."""
+    from transformers.utils import logging
+
+    verbosity = logging.get_verbosity()
+    bars = logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
+        if bars:
+            logging.enable_progress_bar()
+
+
+def _head_settings(task: Task) -> dict[str, Any]:
+    settings: dict[str, Any] = {"num_labels": task.num_labels}
+    if isinstance(task, Classification):
+        settings["id2label"] = dict(enumerate(task.labels))
+        settings["label2id"] = {label: i for i, label in enumerate(task.labels)}
+    return settings
+
+
+def _with_padding(model: nn.Module) -> nn.Module:
+    config: Any = model.config
+    if getattr(config, "pad_token_id", None) is None:
+        # Decoder models find the last real token by it; the data modules pad with the same one.
+        config.pad_token_id = config.eos_token_id
+    return model
+
+
+__all__ = ["check_local", "head_modules", "load_model", "unreachable"]

@@ -1,0 +1,149 @@
+"""Optimizers and learning-rate schedules: AdamW as the field uses it, and AdamW for nested adapters."""
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+
+LR_SCHEDULES = ("linear", "cosine", "constant")
+
+
+def decay_groups(
+    named_parameters: Iterable[tuple[str, nn.Parameter]], weight_decay: float
+) -> list[dict[str, Any]]:
+    """Two parameter groups: matrices decay, biases and norms (vectors and scalars) do not.
+
+    >>> layer = nn.Linear(2, 3)
+    >>> [len(group["params"]) for group in decay_groups(layer.named_parameters(), 0.1)]
+    [1, 1]
+    """
+    parameters = [p for _, p in named_parameters if p.requires_grad]
+    groups = [
+        {"params": [p for p in parameters if p.dim() > 1], "weight_decay": weight_decay},
+        {"params": [p for p in parameters if p.dim() <= 1], "weight_decay": 0.0},
+    ]
+    return [group for group in groups if group["params"]]
+
+
+def lr_scheduler(
+    optimizer: Optimizer, schedule: str, warmup_fraction: float, max_steps: int
+) -> LRScheduler:
+    """Warm up linearly over ``warmup_fraction`` of ``max_steps``, then decay to 0 or stay.
+
+    Args:
+        optimizer: Its learning rates are the peaks.
+        schedule: ``linear`` or ``cosine`` reach 0 at ``max_steps``; ``constant`` stays at the peak.
+        warmup_fraction: In [0, 1]; 0 starts at the peak.
+        max_steps: Optimizer steps of the whole run.
+
+    Raises:
+        ValueError: Unknown schedule, or a fraction outside [0, 1].
+    """
+    from transformers import get_scheduler
+
+    if schedule not in LR_SCHEDULES:
+        raise ValueError(f"lr_schedule must be one of {', '.join(LR_SCHEDULES)}, got {schedule!r}")
+    if not 0 <= warmup_fraction <= 1:
+        raise ValueError(f"warmup_fraction must be between 0 and 1, got {warmup_fraction}")
+    return get_scheduler(
+        "constant_with_warmup" if schedule == "constant" else schedule,
+        optimizer,
+        num_warmup_steps=round(warmup_fraction * max_steps),
+        num_training_steps=max_steps,
+    )
+
+
+class NestedAdamW(Optimizer):
+    r"""AdamW that leaves the components outside the active set exactly as they are.
+
+    A sliced parameter gets zero gradients outside the slice, and zero is not "none": plain AdamW
+    still decays those entries, moves them with old momentum and ages their bias correction. Here a
+    component that is not active keeps its value, both moments and its own step count bit for bit;
+    an active one takes the AdamW step of a parameter that was only ever updated when active:
+
+    .. math:: w \leftarrow (1 - \eta\lambda) w - \eta \hat m / (\sqrt{\hat v} + \epsilon)
+
+    Parameters of groups without ``component_dim`` (a task head) are updated on every step.
+
+    Args:
+        params: Groups; ``component_dim`` (0 or 1) names the axis that counts components.
+        active: Called on every step: the slice of active components.
+        lr: Learning rate :math:`\eta`.
+        betas: Decay of the two moments, each in [0, 1).
+        eps: Added to the denominator.
+        weight_decay: :math:`\lambda`, decoupled.
+    """
+
+    def __init__(  # noqa: PLR0913 - AdamW's own arguments, and one
+        self,
+        params: Sequence[dict[str, Any]],
+        active: Callable[[], slice],
+        lr: float = 1e-3,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-8,
+        weight_decay: float = 1e-2,
+    ) -> None:
+        self.active = active
+        defaults = {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay}
+        super().__init__(params, {**defaults, "component_dim": None})
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
+        """One step; ``closure`` recomputes the loss, as in every torch optimizer."""
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        active = self.active()
+        corrections: dict[tuple[float, ...], tuple[Tensor, Tensor]] = {}
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                if parameter.grad is not None:
+                    self._update(parameter, group, active, corrections)
+        return loss
+
+    def _update(
+        self,
+        parameter: nn.Parameter,
+        group: dict[str, Any],
+        active: slice,
+        corrections: dict[tuple[float, ...], tuple[Tensor, Tensor]],
+    ) -> None:
+        dim = group["component_dim"]
+        state = self.state[parameter]
+        if not state:
+            # Step counts stay on the CPU, as torch's own: a checkpoint restores them there.
+            state["step"] = torch.zeros(1 if dim is None else parameter.shape[dim])
+            state["exp_avg"] = torch.zeros_like(parameter)
+            state["exp_avg_sq"] = torch.zeros_like(parameter)
+        step, tensors = state["step"], (parameter, parameter.grad, *_moments(state))
+        if dim is not None:
+            step = step[active]
+            views = (t.t() if dim else t for t in tensors)  # components first
+            tensors = tuple(view[active] for view in views)
+        step += 1
+        weight, grad, mean, square = tensors
+        beta1, beta2 = group["betas"]
+        key = (*step.tolist(), beta1, beta2)
+        if key not in corrections:  # the adapters of a model share their history
+            first, second = 1 - beta1**step, (1 - beta2**step).sqrt()
+            corrections[key] = first.to(weight.device), second.to(weight.device)
+        # [components] against [components, features]; one number for whatever is dense
+        first, second = (
+            c if dim is None else c.view(-1, *[1] * (weight.dim() - 1)) for c in corrections[key]
+        )
+        weight.mul_(1 - group["lr"] * group["weight_decay"])
+        mean.lerp_(grad, 1 - beta1)
+        square.mul_(beta2).addcmul_(grad, grad, value=1 - beta2)
+        denominator = square.sqrt().div_(second).add_(group["eps"]).mul_(first)
+        weight.addcdiv_(mean, denominator, value=-group["lr"])
+
+
+def _moments(state: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+    return state["exp_avg"], state["exp_avg_sq"]
+
+
+__all__ = ["LR_SCHEDULES", "NestedAdamW", "decay_groups", "lr_scheduler"]

@@ -1,0 +1,17 @@
+"""Reports: what a run found, on the terminal and in ``report/``; many runs side by side."""
+
+from lightning_kd.report.selection import choose_sizes, standard_error
+from lightning_kd.report.summary import Result, Summary, environment
+from lightning_kd.report.tables import compare
+from lightning_kd.report.writing import show, write_report
+
+__all__ = [
+    "Result",
+    "Summary",
+    "choose_sizes",
+    "compare",
+    "environment",
+    "show",
+    "standard_error",
+    "write_report",
+]
