@@ -5,8 +5,8 @@ to its first components under both scalings, and cut optimally (SVD of the train
 with either update rule and either scaling. Every finished run is a line of a JSON-lines file, so a
 killed study goes on where it was.
 
-    python benchmarks/dylora_study.py --task sst2 --data_dir assets/reviews --steps 250
-    python benchmarks/dylora_study.py --task mrpc --data_dir DIR --steps 120
+    python benchmarks/dylora_study.py --task sst2 --data_dir assets/reviews --steps 120
+    python benchmarks/dylora_study.py --task mrpc --data_dir DIR --steps 60
 """
 
 import argparse
@@ -37,10 +37,12 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--task", default="sst2")
     parser.add_argument("--data_dir", default="assets/reviews")
     parser.add_argument("--student", default="assets/minilm")
-    parser.add_argument("--steps", type=int, default=250)
-    parser.add_argument("--batch_size", type=int, default=16)
-    parser.add_argument("--learning_rate", type=float, default=2e-3, help="of adapters and heads")
-    parser.add_argument("--full_learning_rate", type=float, default=1e-4, help="of full fine-tuning")
+    parser.add_argument("--steps", type=int, default=120)
+    parser.add_argument("--batch_size", type=int, default=32)
+    parser.add_argument("--learning_rate", type=float, default=3e-3, help="of adapters and heads")
+    parser.add_argument(
+        "--full_learning_rate", type=float, default=1e-4, help="of full fine-tuning"
+    )
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--arms", nargs="*", default=None, help="only these (see ARMS)")
     parser.add_argument("--output", type=Path, default=None, help="a .jsonl file")
@@ -151,7 +153,9 @@ def main() -> None:
                 continue
             start = perf_counter()
             scores = run(Study(options, seed))
-            settings = {k: v for k, v in vars(options).items() if k not in ("output", "arms", "data_dir")}
+            settings = {
+                k: v for k, v in vars(options).items() if k not in ("output", "arms", "data_dir")
+            }
             record = {"arm": name, "seed": seed, "seconds": perf_counter() - start}
             with output.open("a") as file:
                 print(json.dumps({**record, "scores": scores, "settings": settings}), file=file)

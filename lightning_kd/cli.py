@@ -1,9 +1,9 @@
 """Recipes as commands: LightningCLI that fits, reports and exports, and run folders that resume.
 
-    python recipes/dylora_glue.py --trainer.devices 4
-    python recipes/dylora_glue.py --config configs/overlays/offline.yaml --data.task sst2
-    python recipes/dylora_glue.py --resume runs/dylora_glue/2026-01-31_12-00-00
-    python recipes/dylora_glue.py validate --ckpt_path runs/.../checkpoints/best.ckpt
+python recipes/dylora_glue.py --trainer.devices 4
+python recipes/dylora_glue.py --config configs/overlays/offline.yaml --data.task sst2
+python recipes/dylora_glue.py --resume runs/dylora_glue/2026-01-31_12-00-00
+python recipes/dylora_glue.py validate --ckpt_path runs/.../checkpoints/best.ckpt
 """
 
 import os
@@ -19,22 +19,23 @@ from lightning.pytorch.callbacks import ModelCheckpoint, ProgressBar, RichProgre
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from lightning.pytorch.plugins import CheckpointIO
+from typing_extensions import override
 
 from lightning_kd.checkpoint_io import AtomicCheckpointIO
 from lightning_kd.data import BenchmarkDataModule
+from lightning_kd.errors import USER_ERRORS, explain
 from lightning_kd.methods import TaskModule
 from lightning_kd.outcome import Outcome
 
 STAGES = ("fit", "validate", "test", "predict")
 RUN_DIR = "LIGHTNING_KD_RUN_DIR"
 """Set for the processes that a run starts, so that all of them write to one folder."""
-TRACEBACK = "LIGHTNING_KD_TRACEBACK"
-USER_ERRORS = (ValueError, OSError, FloatingPointError, RuntimeError, TypeError)
 
 
 class _SaveConfig(SaveConfigCallback):
     """Writes the run's settings to its folder, whatever the loggers are."""
 
+    @override
     def save_config(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         path = Path(trainer.default_root_dir) / "config.yaml"
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -66,13 +67,15 @@ class RecipeCLI(LightningCLI):
             save_config_callback=_SaveConfig,
             save_config_kwargs={"save_to_log_dir": False},
             parser_kwargs=dict.fromkeys(STAGES, files),
+            auto_configure_optimizers=False,  # a method makes its own, or takes --model.optimizer
         )
 
+    @override
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         parser.link_arguments("data.task", "model.task")
         parser.link_arguments("model.student", "data.tokenizer")
         for target in ("data.seed", "model.seed"):
-            if any(action.dest == target for action in parser._actions):  # noqa: SLF001
+            if any(action.dest == target for action in parser._actions):
                 parser.link_arguments("seed_everything", target, compute_fn=int)
         parser.add_argument(
             "--references",
@@ -97,12 +100,13 @@ class RecipeCLI(LightningCLI):
     def _parse_ckpt_path(self) -> None:
         """Nothing: the settings come from the run folder's config.yaml, links included."""
 
+    @override
     def instantiate_trainer(self, **kwargs: Any) -> L.Trainer:
         config = self._get(self.config_init, "trainer")
         callbacks = list(config.callbacks or [])
-        if not (any(isinstance(c, ProgressBar) for c in callbacks) or config.fast_dev_run):
-            if config.enable_progress_bar is not False:
-                callbacks.append(RichProgressBar(refresh_rate=2))
+        has_bar = any(isinstance(callback, ProgressBar) for callback in callbacks)
+        if config.enable_progress_bar is not False and not has_bar:
+            callbacks.append(RichProgressBar(refresh_rate=2))
         if self.subcommand == "fit" and config.enable_checkpointing is not False:
             callbacks += self._checkpoints()
         plugins = config.plugins or []
@@ -136,9 +140,11 @@ class RecipeCLI(LightningCLI):
         ]
 
     def before_fit(self) -> None:
+        """Start the clock."""
         self._started = perf_counter()
 
     def after_fit(self) -> None:
+        """Evaluate the best weights, choose, export, report."""
         if self.trainer.fast_dev_run:  # type: ignore[attr-defined]
             return
         seconds = perf_counter() - self._started
@@ -152,9 +158,11 @@ class RecipeCLI(LightningCLI):
         outcome.finish(seconds, self._references, sizes, export=True)
 
     def after_validate(self) -> None:
+        """Report what validation found."""
         self._after_evaluation("validate")
 
     def after_test(self) -> None:
+        """Report what the test found."""
         self._after_evaluation("test")
 
     def _after_evaluation(self, stage: str) -> None:
@@ -163,6 +171,7 @@ class RecipeCLI(LightningCLI):
         outcome.finish(perf_counter() - self._started, self._references, None, export=False)
 
     def predict(self, **kwargs: Any) -> None:
+        """Write the answers as the benchmark wants them."""
         predictions = self.trainer.predict(**kwargs)
         for path in self.datamodule.write_predictions(self.run_dir, predictions):
             print(f"predictions: {path}")  # noqa: T201 - what the user asked for
@@ -206,10 +215,7 @@ def run(
             default = recipe.resolve().parent.parent / "configs" / f"{recipe.stem}.yaml"
             return RecipeCLI(method, data, run_dir, [stage, *rest], default)
     except USER_ERRORS as error:
-        if os.environ.get(TRACEBACK):
-            raise
-        print(f"\nerror: {error}\n({TRACEBACK}=1 shows where)", file=sys.stderr)  # noqa: T201
-        sys.exit(1)
+        explain(error)
 
 
 def _with_settings(stage: str, args: list[str], recipe: str) -> tuple[list[str], Path]:

@@ -1,6 +1,5 @@
 """From a trained module to files that the Hugging Face ecosystem loads."""
 
-import os
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
@@ -17,7 +16,7 @@ PREFIX = "base_model.model."
 
 @contextmanager
 def atomic_directory(directory: Path) -> Iterator[Path]:
-    """A folder that appears under its name only when the block ended well; an old one is replaced."""
+    """A folder that appears under its name only when the block ended well, replacing an old one."""
     directory = Path(directory)
     directory.parent.mkdir(parents=True, exist_ok=True)
     work = Path(tempfile.mkdtemp(prefix=f".{directory.name}-", dir=directory.parent))
@@ -26,11 +25,11 @@ def atomic_directory(directory: Path) -> Iterator[Path]:
         work.chmod(0o755)  # mkdtemp's are private
         if directory.exists():
             old = work.with_name(work.name + ".old")
-            os.replace(directory, old)
-            os.replace(work, directory)
+            directory.replace(old)
+            work.replace(directory)
             shutil.rmtree(old)
         else:
-            os.replace(work, directory)
+            work.replace(directory)
     finally:
         shutil.rmtree(work, ignore_errors=True)
 

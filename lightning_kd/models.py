@@ -93,18 +93,20 @@ def head_modules(model: nn.Module) -> list[str]:
 @contextmanager
 def _quiet() -> Iterator[None]:
     """Without transformers' bars and its table of missing weights: a new head is expected."""
+    import logging as levels
+
     from transformers.utils import logging
 
     verbosity = logging.get_verbosity()
     bars = logging.is_progress_bar_enabled()
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
+    logging.set_verbosity(levels.ERROR)
+    logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     try:
         yield
     finally:
         logging.set_verbosity(verbosity)
         if bars:
-            logging.enable_progress_bar()
+            logging.enable_progress_bar()  # type: ignore[no-untyped-call]
 
 
 def _head_settings(task: Task) -> dict[str, Any]:

@@ -19,11 +19,13 @@ class Nested(ABC):
 
     @property
     @abstractmethod
-    def sizes(self) -> Sequence[int]: ...
+    def sizes(self) -> Sequence[int]:
+        """All sizes it can take, ascending."""
 
     @property
     @abstractmethod
-    def size(self) -> int: ...
+    def size(self) -> int:
+        """The size in use."""
 
     @abstractmethod
     def resize(self, size: int) -> None:

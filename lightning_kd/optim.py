@@ -1,4 +1,4 @@
-"""Optimizers and learning-rate schedules: AdamW as the field uses it, and AdamW for nested adapters."""
+"""Optimizers and learning-rate schedules: AdamW as usual, and AdamW for nested adapters."""
 
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
@@ -77,7 +77,7 @@ class NestedAdamW(Optimizer):
         weight_decay: :math:`\lambda`, decoupled.
     """
 
-    def __init__(  # noqa: PLR0913 - AdamW's own arguments, and one
+    def __init__(
         self,
         params: Sequence[dict[str, Any]],
         active: Callable[[], slice],
@@ -101,8 +101,7 @@ class NestedAdamW(Optimizer):
         corrections: dict[tuple[float, ...], tuple[Tensor, Tensor]] = {}
         for group in self.param_groups:
             for parameter in group["params"]:
-                if parameter.grad is not None:
-                    self._update(parameter, group, active, corrections)
+                self._update(parameter, group, active, corrections)
         return loss
 
     def _update(
@@ -112,18 +111,19 @@ class NestedAdamW(Optimizer):
         active: slice,
         corrections: dict[tuple[float, ...], tuple[Tensor, Tensor]],
     ) -> None:
-        dim = group["component_dim"]
-        state = self.state[parameter]
+        grad, state, dim = parameter.grad, self.state[parameter], group["component_dim"]
+        if grad is None:
+            return
         if not state:
             # Step counts stay on the CPU, as torch's own: a checkpoint restores them there.
             state["step"] = torch.zeros(1 if dim is None else parameter.shape[dim])
             state["exp_avg"] = torch.zeros_like(parameter)
             state["exp_avg_sq"] = torch.zeros_like(parameter)
-        step, tensors = state["step"], (parameter, parameter.grad, *_moments(state))
+        step: Tensor = state["step"]
+        tensors: tuple[Tensor, ...] = parameter.data, grad, state["exp_avg"], state["exp_avg_sq"]
         if dim is not None:
             step = step[active]
-            views = (t.t() if dim else t for t in tensors)  # components first
-            tensors = tuple(view[active] for view in views)
+            tensors = tuple((t.t() if dim else t)[active] for t in tensors)  # components first
         step += 1
         weight, grad, mean, square = tensors
         beta1, beta2 = group["betas"]
@@ -140,10 +140,6 @@ class NestedAdamW(Optimizer):
         square.mul_(beta2).addcmul_(grad, grad, value=1 - beta2)
         denominator = square.sqrt().div_(second).add_(group["eps"]).mul_(first)
         weight.addcdiv_(mean, denominator, value=-group["lr"])
-
-
-def _moments(state: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
-    return state["exp_avg"], state["exp_avg_sq"]
 
 
 __all__ = ["LR_SCHEDULES", "NestedAdamW", "decay_groups", "lr_scheduler"]

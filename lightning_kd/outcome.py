@@ -102,7 +102,8 @@ class Outcome:
         chosen = list(sizes) if sizes is not None else self._choose()
         exports: dict[int | None, Path] = {}
         if export:
-            exports = {size: self._export_folder(size) for size in chosen or [None]}
+            sizes_or_whole: Sequence[int | None] = chosen or [None]
+            exports = {size: self._export_folder(size) for size in sizes_or_whole}
             for size, folder in exports.items():
                 module.export(folder, size)
         write_report(self.run_dir, summary, references, chosen, exports, self.baseline)
@@ -133,7 +134,8 @@ class Outcome:
 
     def _majority(self, labels: Tensor) -> float | None:
         """Accuracy of always answering the most frequent class."""
-        if not isinstance(self.module.task, Classification) or self.module.task.monitor != "accuracy":
+        task = self.module.task
+        if not isinstance(task, Classification) or task.monitor != "accuracy":
             return None
         return float(labels.long().bincount().max() / labels.numel())
 

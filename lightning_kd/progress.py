@@ -92,8 +92,6 @@ def _batches_of_steps(trainer: L.Trainer, steps: int) -> int | None:
     if math.isinf(trainer.num_training_batches):  # iterable dataset: an epoch has no known length
         return steps * per_step
     per_epoch = int(trainer.num_training_batches)
-    if per_epoch == 0:
-        return 0
     epochs, rest = divmod(steps, math.ceil(per_epoch / per_step))
     return epochs * per_epoch + rest * per_step
 

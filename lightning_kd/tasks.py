@@ -1,8 +1,8 @@
 """Tasks: what a benchmark asks and how an answer is scored, so that no method has to know.
 
 A *task* turns a model's output into a `Prediction`, prices it (hard and soft losses, one value per
-example) and scores it (the benchmark's official metrics). A loss written once against this interface
-serves every kind of benchmark. Letters in shapes: ``b`` batch, ``s`` sites (places in an example
+example) and scores it (the benchmark's official metrics). A loss written once against it serves
+every kind of benchmark. Letters in shapes: ``b`` batch, ``s`` sites (places in an example
 where an answer is given), ``c`` classes.
 """
 
@@ -77,16 +77,14 @@ class Task(ABC):
         return MetricCollection({name: self._metric(name) for name in self.metric_names})
 
     def per_example(
-        self, values: Float[Tensor, "b *s"], batch: dict[str, Tensor]
+        self, values: Float[Tensor, " b *s"], batch: dict[str, Tensor]
     ) -> Float[Tensor, " b"]:
         """Mean over an example's sites; these tasks have one site, so nothing is left out."""
         del batch  # tasks with padded sites read their mask from it
         return values.flatten(1).mean(1) if values.dim() > 1 else values
 
     @abstractmethod
-    def hard_loss(
-        self, prediction: Prediction, batch: dict[str, Tensor]
-    ) -> Float[Tensor, " b"]:
+    def hard_loss(self, prediction: Prediction, batch: dict[str, Tensor]) -> Float[Tensor, " b"]:
         """Loss against the labels, one value per example."""
 
     @abstractmethod
@@ -125,9 +123,7 @@ class Classification(Task):
         self.labels = tuple(labels)
         self.num_labels = len(self.labels)
 
-    def hard_loss(
-        self, prediction: Prediction, batch: dict[str, Tensor]
-    ) -> Float[Tensor, " b"]:
+    def hard_loss(self, prediction: Prediction, batch: dict[str, Tensor]) -> Float[Tensor, " b"]:
         """Cross-entropy; 0 when the right class has all the probability."""
         return nn.functional.cross_entropy(
             prediction.logits.float(), batch["labels"], reduction="none"
@@ -148,7 +144,7 @@ class Classification(Task):
         return prediction.logits.argmax(-1)
 
     def _metric(self, name: str) -> Metric:
-        # Predictions are class indices; a single class count keeps "multiclass" exact for two classes.
+        # Predictions are class indices, which the multiclass forms take for two classes too.
         match name:
             case "accuracy":
                 return MulticlassAccuracy(self.num_labels, average="micro")
@@ -182,9 +178,7 @@ class Regression(Task):
             raise ValueError(f"low must be below high, got low={low} and high={high}")
         self.low, self.high = low, high
 
-    def hard_loss(
-        self, prediction: Prediction, batch: dict[str, Tensor]
-    ) -> Float[Tensor, " b"]:
+    def hard_loss(self, prediction: Prediction, batch: dict[str, Tensor]) -> Float[Tensor, " b"]:
         """Squared error."""
         return (self.decode(prediction) - batch["labels"].float()).square()
 

@@ -111,6 +111,16 @@ def test_left_overs_of_dead_processes_go_and_those_of_living_ones_stay(saved) ->
     assert sorted(p.name for p in saved.parent.iterdir()) == sorted(["last.ckpt", *keep])
 
 
+def test_a_process_of_somebody_else_is_alive(saved, monkeypatch) -> None:
+    def refuse(pid, signal) -> None:
+        raise PermissionError(errno.EPERM, "not yours")
+
+    monkeypatch.setattr(os, "kill", refuse)
+    (saved.parent / "last.ckpt.tmp-1").touch()
+    AtomicCheckpointIO().save_checkpoint(OLD, saved)
+    assert (saved.parent / "last.ckpt.tmp-1").exists()
+
+
 @pytest.mark.parametrize("keep", [0, 10, 300, -1])
 def test_a_cut_off_file_is_named(saved, keep) -> None:
     saved.write_bytes(saved.read_bytes()[:keep])

@@ -87,6 +87,12 @@ def test_dtype_and_device_of_the_owner_reach_the_inner_module() -> None:
     assert not first.weight.requires_grad
 
 
+def test_what_concerns_the_shell_alone_stops_at_the_shell() -> None:
+    frozen = Frozen(nn.Linear(3, 2))
+    frozen.to_empty(device="meta", recurse=False)
+    assert frozen.module.get_parameter("weight").device.type == "cpu"
+
+
 def test_deepcopy_shares_the_teacher_and_copies_the_rest() -> None:
     owner = Distiller()
     twin = copy.deepcopy(owner)

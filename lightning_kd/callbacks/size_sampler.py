@@ -5,6 +5,7 @@ from typing import Any, Literal
 
 import lightning as L
 import numpy as np
+from typing_extensions import override
 
 from lightning_kd.nested import Nested
 
@@ -40,9 +41,9 @@ def size_probabilities(
 class SizeSampler(L.Callback):
     """Draws a size for each optimizer step and calls ``resize`` on the module.
 
-    The draw is a function of (seed, optimizer step): all micro-batches of a step share it, a resumed
-    run repeats it, and evaluation cannot disturb it. It works on any LightningModule that is
-    `lightning_kd.nested.Nested`.
+    The draw is a function of (seed, optimizer step): all micro-batches of a step share it, a
+    resumed run repeats it, and evaluation cannot disturb it. It works on any LightningModule
+    that is `lightning_kd.nested.Nested`.
 
     Args:
         sizes: Sizes to draw from.
@@ -56,7 +57,7 @@ class SizeSampler(L.Callback):
         TypeError: The module is not nested.
     """
 
-    def __init__(  # noqa: PLR0913 - the law of the draw
+    def __init__(
         self,
         sizes: Sequence[int],
         distribution: Literal["uniform", "geometric"] = "uniform",
@@ -82,6 +83,7 @@ class SizeSampler(L.Callback):
         index = np.random.default_rng(key).choice(len(self.sizes), p=self.probabilities)
         return self.sizes[int(index)]
 
+    @override
     def on_train_batch_start(
         self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
     ) -> None:

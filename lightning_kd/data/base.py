@@ -20,6 +20,7 @@ from lightning_kd.data.encoding import (
     default_cache_dir,
     digest,
     encode,
+    load_tokenizer,
     tokenizer_digest,
 )
 from lightning_kd.tasks import Task
@@ -45,10 +46,9 @@ class Transform(ABC):
 class BenchmarkDataModule(L.LightningDataModule, ABC):
     """One task of a benchmark, tokenized once, with the splits kept apart.
 
-    The published test labels of most benchmarks are secret, so *validation* is the published dev
-    set and there is no test set, unless the data folder has a labelled one. With a
-    `holdout_fraction`, validation is that share of the training set, and the published dev set
-    becomes the *test* set: chosen on one, reported on the other.
+    Test labels are mostly secret, so *validation* is the published dev set and there is no test
+    set, unless the data folder has a labelled one. With a `holdout_fraction`, validation is that
+    share of the training set, and *test* the published dev set: choose on one, report the other.
 
     Args:
         task: name of the task.
@@ -58,12 +58,12 @@ class BenchmarkDataModule(L.LightningDataModule, ABC):
         eval_batch_size: the same for validation, test and prediction; `None`: `batch_size`.
         max_length: tokens kept of each example.
         train_transforms: changes to the training set, in this order.
-        limit_examples: at most so many examples of every split, a random choice that depends on
-            `seed` only (so labels are mixed); `None`: all.
+        limit_examples: at most so many examples of every split, a random choice (so labels are
+            mixed) that depends on `seed` only; `None`: all.
         group_by_length: put training examples of similar length into the same batch.
         holdout_fraction: share of the training set to validate on; 0: validate on the published dev
             set. Texts that occur twice stay together, so the share is approximate.
-        num_workers: loader processes; 0: none, which is best for data that are in memory.
+        num_workers: loader processes; 0 is best here, because the data are in memory.
         cache_dir: of tokenized data; `None`: `lightning-kd` in `$XDG_CACHE_HOME` or `~/.cache`.
         seed: of the order of training, the holdout and the limit.
     """
@@ -96,12 +96,13 @@ class BenchmarkDataModule(L.LightningDataModule, ABC):
                 f"{type(self).__name__} has no task {task!r}; choose from {', '.join(self.tasks)}"
             )
         eval_batch_size = batch_size if eval_batch_size is None else eval_batch_size
-        for name, value in {
-            "batch_size": batch_size,
-            "eval_batch_size": eval_batch_size,
-            "max_length": max_length,
-            "limit_examples": 1 if limit_examples is None else limit_examples,
-        }.items():
+        limit = 1 if limit_examples is None else limit_examples
+        for name, value in (
+            ("batch_size", batch_size),
+            ("eval_batch_size", eval_batch_size),
+            ("max_length", max_length),
+            ("limit_examples", limit),
+        ):
             if value < 1:
                 raise ValueError(f"{name} must be at least 1, got {value}")
         if not 0 <= holdout_fraction < 1:
@@ -110,9 +111,8 @@ class BenchmarkDataModule(L.LightningDataModule, ABC):
         self.data_dir = None if data_dir is None else Path(data_dir).expanduser()
         self.batch_size, self.eval_batch_size = batch_size, eval_batch_size
         self.max_length, self.limit_examples = max_length, limit_examples
-        self.train_transforms = tuple(train_transforms)
-        self.group_by_length, self.holdout_fraction = group_by_length, holdout_fraction
-        self.num_workers, self.seed = num_workers, seed
+        self.train_transforms, self.holdout_fraction = tuple(train_transforms), holdout_fraction
+        self.group_by_length, self.num_workers, self.seed = group_by_length, num_workers, seed
         self.cache_dir = default_cache_dir() if cache_dir is None else Path(cache_dir).expanduser()
         self._roles: dict[str, dict[str, Encoded]] = {}
 
@@ -124,29 +124,7 @@ class BenchmarkDataModule(L.LightningDataModule, ABC):
     @cached_property
     def tokenizer(self) -> Any:
         """The tokenizer itself, with a padding token."""
-        from transformers import AutoTokenizer
-
-        try:
-            tokenizer = AutoTokenizer.from_pretrained(self.tokenizer_name)
-        except OSError as error:
-            raise OSError(
-                f"could not load the tokenizer {self.tokenizer_name!r} "
-                f"({str(error).splitlines()[0]}); give a local folder, such as the one "
-                "`lightning-kd assets` makes"
-            ) from error
-        if tokenizer.pad_token is None:
-            tokenizer.pad_token = tokenizer.eos_token  # GPT-2 has none; padding is masked anyway
-        if tokenizer.pad_token is None:
-            raise ValueError(
-                f"the tokenizer {self.tokenizer_name!r} has neither a padding nor an end token; "
-                "set its pad_token and save it"
-            )
-        if self.max_length > tokenizer.model_max_length:
-            raise ValueError(
-                f"max_length must be at most the {tokenizer.model_max_length} tokens that "
-                f"{self.tokenizer_name!r} is made for, got {self.max_length}"
-            )
-        return tokenizer
+        return load_tokenizer(self.tokenizer_name, self.max_length)
 
     @cached_property
     def _tokenizer_digest(self) -> str:
@@ -154,10 +132,10 @@ class BenchmarkDataModule(L.LightningDataModule, ABC):
 
     @abstractmethod
     def read(self) -> "dict[str, Dataset]":
-        """The published splits: `train`, `validation`, `test` (if any), with `_<eval set>` added.
+        """The published `train`, `validation` and (if any) `test`, plus `_<eval set>` of these.
 
-        Columns `sentence1`, `sentence2` (pairs), `label` (unless secret) and `idx`, the position in
-        the published split.
+        Columns: those that a `Transform` sees; `idx` is the position in the published split, and
+        `label` is missing where it is secret.
         """
 
     def prepare_data(self) -> None:
@@ -165,7 +143,7 @@ class BenchmarkDataModule(L.LightningDataModule, ABC):
         self.setup()
 
     def setup(self, stage: str | None = None) -> None:
-        """Load the tokenized splits; `stage` makes no difference."""
+        """Load the tokenized splits, all of them whatever the `stage`."""
         del stage
         if self._roles:
             return
@@ -217,12 +195,12 @@ class BenchmarkDataModule(L.LightningDataModule, ABC):
         transforms = self.train_transforms if role == "train" else ()
         key = [digest(examples), self._tokenizer_digest, self.max_length, FORMAT_VERSION]
         key += [transform.fingerprint() for transform in transforms]
+        path = self.cache_dir / self.benchmark / f"{_sha256(key)}.arrow"
 
-        def transformed() -> "Dataset":
+        def make() -> "Dataset":
             return reduce(lambda changed, transform: transform(changed), transforms, examples)
 
-        path = self.cache_dir / self.benchmark / f"{_sha256(key)}.arrow"
-        return encode(transformed, self.tokenizer, self.max_length, path)
+        return encode(make, self.tokenizer, self.max_length, path)
 
     def _splits(self, role: str) -> dict[str, Encoded]:
         self.setup()

@@ -102,6 +102,32 @@ class Padding:
         return {name: torch.from_numpy(array) for name, array in arrays.items()}
 
 
+def load_tokenizer(name: str, max_length: int) -> Any:
+    """A Hugging Face tokenizer with a padding token, for examples of up to `max_length` tokens."""
+    from transformers import AutoTokenizer
+
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(name)
+    except OSError as error:
+        raise OSError(
+            f"could not load the tokenizer {name!r} ({str(error).splitlines()[0]}); give a local "
+            "folder, such as the one `lightning-kd assets` makes"
+        ) from error
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token  # GPT-2 has none; padding is masked anyway
+    if tokenizer.pad_token is None:
+        raise ValueError(
+            f"the tokenizer {name!r} has neither a padding nor an end token; set its pad_token and "
+            "save it"
+        )
+    if max_length > tokenizer.model_max_length:
+        raise ValueError(
+            f"max_length must be at most the {tokenizer.model_max_length} tokens that {name!r} is "
+            f"made for, got {max_length}"
+        )
+    return tokenizer
+
+
 def encode(make: "Callable[[], Dataset]", tokenizer: Any, max_length: int, path: Path) -> Encoded:
     """Tokenize a split, or read it back when the cache file is there.
 

@@ -1,8 +1,8 @@
 r"""Dynamic low-rank updates: the arithmetic of DyLoRA on tensors.
 
-Valipour et al. (EACL 2023), arXiv 2210.07558. Paper's symbols: :math:`W_{dw}` is ``lora_A`` ``[R, d]``,
-:math:`W_{up}` is ``lora_B`` ``[m, R]``, :math:`b` is ``rank``. Letters in shapes: ``t`` any leading
-axes, ``d`` inputs, ``m`` outputs, ``R`` components (the maximal rank), ``n`` examples of a sweep.
+Valipour et al. (EACL 2023), arXiv 2210.07558. Paper's symbols: :math:`W_{dw}` is ``lora_A``
+``[R, d]``, :math:`W_{up}` is ``lora_B`` ``[m, R]``, :math:`b` is ``rank``. Letters in shapes: ``t``
+any leading axes, ``d`` inputs, ``m`` outputs, ``R`` components (the maximal rank), ``n`` examples.
 """
 
 import math
@@ -29,7 +29,7 @@ def lora_scale(scaling: str, alpha: float, rank: int, max_rank: int) -> float:
     Raises:
         ValueError: ``scaling`` is none of the three.
 
-    >>> [lora_scale(s, alpha=16, rank=4, max_rank=8) for s in LORA_SCALINGS]
+    >>> [lora_scale(s, alpha=16.0, rank=4, max_rank=8) for s in LORA_SCALINGS]
     [4.0, 2.0, 8.0]
     """
     match scaling:
@@ -50,7 +50,7 @@ class _DynamicLoRA(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(  # noqa: PLR0913 - the arguments of a fused kernel
+    def forward(
         ctx: Any,
         base_output: Tensor,
         x: Tensor,
@@ -82,7 +82,7 @@ class _DynamicLoRA(torch.autograd.Function):
         grad_code = (flat @ lora_b[:, :rank]).mul_(ctx.scale)  # [t, b]
         if ctx.needs_input_grad[1]:
             # Frozen components are constants, yet the signal still flows through all of them.
-            grad_x = (grad_code @ lora_a[:rank]).view(*grad.shape[:-1], -1)
+            grad_x = (grad_code @ lora_a[:rank]).view(*grad.shape[:-1], x.shape[-1])
         if ctx.needs_input_grad[2]:
             grad_a = torch.zeros_like(lora_a)
             grad_a[first:rank] = grad_code[:, first:].t() @ x
@@ -92,7 +92,7 @@ class _DynamicLoRA(torch.autograd.Function):
         return grad, grad_x, grad_a, grad_b, None, None, None
 
 
-def dynamic_lora(  # noqa: PLR0913 - a layer's inputs, factors and three plain numbers
+def dynamic_lora(
     base_output: Float[Tensor, "*t m"],
     x: Float[Tensor, "*t d"],
     lora_a: Float[Tensor, "R d"],
@@ -129,7 +129,9 @@ def dynamic_lora(  # noqa: PLR0913 - a layer's inputs, factors and three plain n
         compute = torch.get_autocast_dtype(x.device.type)
     x, lora_a, lora_b = x.to(compute), lora_a.to(compute), lora_b.to(compute)
     if torch.is_grad_enabled():
-        output = _DynamicLoRA.apply(base_output.to(compute), x, lora_a, lora_b, rank, scale, num_frozen)
+        output = _DynamicLoRA.apply(
+            base_output.to(compute), x, lora_a, lora_b, rank, scale, num_frozen
+        )
     else:
         # The copy is a few kilobytes; a strided factor would send BLAS down another path.
         delta = linear(linear(x, lora_a[:rank]), lora_b[:, :rank].contiguous())

@@ -11,7 +11,7 @@ from torch.nn.functional import kl_div, log_softmax
 def kd_loss(
     student: Float[Tensor, "*b c"], teacher: Float[Tensor, "*b c"], temperature: float = 1.0
 ) -> Float[Tensor, "*b"]:
-    r"""Tempered KL divergence :math:`\tau^2 KL(p_t \| p_s)`, :math:`p = \mathrm{softmax}(z / \tau)`.
+    r"""Tempered KL divergence :math:`\tau^2 KL(p_t \| p_s)`, :math:`p = softmax(z / \tau)`.
 
     Source: Hinton et al. (2015), section 2. Computed in fp32.
 

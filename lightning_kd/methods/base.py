@@ -13,6 +13,7 @@ from lightning.pytorch.cli import OptimizerCallable
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 from torch.optim import Optimizer
+from typing_extensions import override
 
 from lightning_kd.evaluation import Evaluation
 from lightning_kd.export import atomic_directory
@@ -48,7 +49,7 @@ class TaskModule(L.LightningModule, ABC):
 
     paper: ClassVar[Paper]
 
-    def __init__(  # noqa: PLR0913 - what a user sets on the command line
+    def __init__(
         self,
         student: str | nn.Module,
         task: str | Task,
@@ -102,28 +103,31 @@ class TaskModule(L.LightningModule, ABC):
 
     # Training
 
+    @override
     def on_fit_start(self) -> None:
         # Hugging Face models arrive in eval mode and Lightning leaves them there.
         self.student.train()
 
+    @override
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         terms = self.objective(batch)
         self._last_terms = {name: term.detach() for name, term in terms.items()}
-        loss = torch.stack(list(terms.values())).sum() if len(terms) > 1 else next(iter(terms.values()))
+        loss = torch.stack(list(terms.values())).sum()
         # Asking a GPU for the value waits for it: there the check runs when values are logged.
-        logging = (self.trainer.global_step + 1) % self.trainer.log_every_n_steps == 0
-        if logging or loss.device.type == "cpu":
+        if self._logs_now or loss.device.type == "cpu":
             self._check_finite()
         size = batch["labels"].shape[0]
         self.log_dict({f"train/{k}": v for k, v in self._last_terms.items()}, batch_size=size)
         self.log("loss", loss.detach(), prog_bar=True, logger=False, batch_size=size)
         return loss
 
+    @override
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
-        if (self.trainer.global_step + 1) % self.trainer.log_every_n_steps == 0:
+        if self._logs_now:
             grads = [p.grad for p in self.parameters() if p.grad is not None]
             self.log("train/grad_norm", torch.nn.utils.get_total_norm(grads))
 
+    @override
     def configure_optimizers(self) -> OptimizerLRScheduler:
         if self.optimizer_factory is not None:
             optimizer = self.optimizer_factory([p for p in self.parameters() if p.requires_grad])
@@ -141,6 +145,11 @@ class TaskModule(L.LightningModule, ABC):
         groups = decay_groups(self.named_parameters(), self.weight_decay)
         return torch.optim.AdamW(groups, lr=self.learning_rate)
 
+    @property
+    def _logs_now(self) -> bool:
+        every: int = self.trainer.log_every_n_steps  # type: ignore[attr-defined]
+        return every > 0 and (self.trainer.global_step + 1) % every == 0
+
     def _check_finite(self) -> None:
         for name, term in self._last_terms.items():
             if not torch.isfinite(term):
@@ -152,23 +161,29 @@ class TaskModule(L.LightningModule, ABC):
 
     # Evaluation
 
+    @override
     def on_validation_start(self) -> None:
         self.evaluations = {}
 
     on_test_start = on_validation_start
 
+    @override
     def validation_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
         self._evaluate(batch, dataloader_idx)
 
+    @override
     def test_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
         self._evaluate(batch, dataloader_idx)
 
+    @override
     def predict_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> Batch:
         return {"idx": batch["idx"], "answers": self.task.decode(self.predict(batch))}
 
+    @override
     def on_validation_epoch_end(self) -> None:
         self._log_evaluations("val")
 
+    @override
     def on_test_epoch_end(self) -> None:
         self._log_evaluations("test")
 
@@ -196,10 +211,12 @@ class TaskModule(L.LightningModule, ABC):
 
     # Checkpoints
 
+    @override
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         self._check_finite()
         checkpoint["lightning_kd"] = {"method": type(self).__name__, "task": self.task.name}
 
+    @override
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         written = checkpoint.get("lightning_kd")
         ours = {"method": type(self).__name__, "task": self.task.name}
@@ -231,7 +248,7 @@ class AdapterModule(TaskModule):
         Raises:
             ValueError: A name is not there.
         """
-        self.student.requires_grad_(False)
+        self.student.requires_grad_(requires_grad=False)
         names = dict(self.student.named_modules())
         for wanted in trainable:
             found = [m for n, m in names.items() if n == wanted or n.endswith("." + wanted)]
@@ -241,9 +258,9 @@ class AdapterModule(TaskModule):
                     f"its top modules are {[n for n, _ in self.student.named_children()]}"
                 )
             for module in found:
-                module.requires_grad_(True)
+                module.requires_grad_(requires_grad=True)
 
-    def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
+    def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:  # type: ignore[override]
         """Trainable weights and buffers."""
         prefix = kwargs.get("prefix", "")
         kept = {prefix + n for n, p in self._all_parameters() if p.requires_grad}
@@ -263,10 +280,12 @@ class AdapterModule(TaskModule):
             )
         return super().load_state_dict(state_dict, strict=False, assign=assign)
 
+    @override
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         super().on_save_checkpoint(checkpoint)
         checkpoint["frozen_fingerprint"] = self._frozen_fingerprint()
 
+    @override
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         super().on_load_checkpoint(checkpoint)
         if checkpoint.get("frozen_fingerprint") != self._frozen_fingerprint():

@@ -8,8 +8,8 @@ frozen rule only component b moves.
 What differs from the released code: ranks count from 1; validation reports every rank instead of
 the one drawn last; components outside the active set keep their value and their optimizer state
 (``optimizer_semantics="strict"``; ``"dense"`` is the release, where decay and momentum still move
-them); the scale is alpha/b in one factor, not a square root in each. Left out: per-layer draws, which
-are not DyLoRA. On GPT-2 the fused projection is adapted whole, as PEFT does.
+them); the scale is alpha/b in one factor, not a square root in each. Left out: per-layer draws,
+which are not DyLoRA. On GPT-2 the fused projection is adapted whole, as PEFT does.
 """
 
 import time
@@ -21,6 +21,7 @@ import lightning as L
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
+from typing_extensions import override
 
 from lightning_kd.callbacks import SizeSampler
 from lightning_kd.export import Adapter, common_targets, peft_alpha, read_peft, write_peft
@@ -88,7 +89,7 @@ class DyLoRA(AdapterModule, Nested):
         result="SST-2 94.3, MRPC 89.5 at rank 8 (RoBERTa-base, as reported by FourierFT)",
     )
 
-    def __init__(  # noqa: PLR0913 - what a user sets on the command line
+    def __init__(  # noqa: PLR0913, PLR0917 - what a user sets on the command line
         self,
         student: str | nn.Module,
         task: str | Task,
@@ -139,10 +140,11 @@ class DyLoRA(AdapterModule, Nested):
         self.freeze_base(heads)
         self.adapters = dynamic_lora_layers(self.student)
         for layer in self.adapters.values():
-            layer.lora_A.requires_grad_(True)
-            layer.lora_B.requires_grad_(True)
+            layer.lora_A.requires_grad = layer.lora_B.requires_grad = True
         self._candidates = self._check_candidates(sampler, min_rank, max_rank)
-        for rank in (*(evaluation_ranks or ()), *([predict_rank] if predict_rank else ())):
+        if evaluation_ranks == []:
+            raise ValueError("evaluation_ranks is empty; give at least one rank, or None for all")
+        for rank in (*(evaluation_ranks or ()), max_rank if predict_rank is None else predict_rank):
             self._any_adapter.check_rank(rank)
         self._evaluation_ranks = evaluation_ranks
         self.predict_rank = max_rank if predict_rank is None else predict_rank
@@ -154,12 +156,15 @@ class DyLoRA(AdapterModule, Nested):
 
     # The method
 
+    @override
     def objective(self, batch: Batch) -> dict[str, Tensor]:
         return {"hard": self.task.hard_loss(self.predict(batch), batch).mean()}
 
+    @override
     def configure_callbacks(self) -> list[L.Callback]:
         return [self.sampler]
 
+    @override
     def resize(self, size: int) -> None:
         below = [rank for rank in self._candidates if rank < size]
         num_frozen = below[-1] if self.update == "frozen" and below else 0
@@ -167,24 +172,29 @@ class DyLoRA(AdapterModule, Nested):
             layer.set_rank(size, num_frozen)
 
     @property
+    @override
     def sizes(self) -> Sequence[int]:
         return self._candidates
 
     @property
+    @override
     def size(self) -> int:
         rank = self._any_adapter.rank
         return self._any_adapter.max_rank if rank is None else rank
 
     @property
+    @override
     def evaluation_sizes(self) -> Sequence[int]:
         return self._candidates if self._evaluation_ranks is None else self._evaluation_ranks
 
+    @override
     def num_trainable_parameters(self, size: int | None = None) -> int:
         rank = self._any_adapter.max_rank if size is None else size
         whole = super().num_trainable_parameters()
         widths = sum(a.in_features + a.out_features for a in self.adapters.values())
         return whole - widths * (self._any_adapter.max_rank - rank)
 
+    @override
     def make_optimizer(self) -> Optimizer:
         if self.optimizer_semantics == "dense":
             return super().make_optimizer()
@@ -200,6 +210,7 @@ class DyLoRA(AdapterModule, Nested):
         groups += decay_groups(rest, self.weight_decay)
         return NestedAdamW(groups, self._active_components, lr=self.learning_rate)
 
+    @override
     def setup(self, stage: str) -> None:
         if stage != "fit" or self.optimizer_semantics == "dense":
             return
@@ -212,6 +223,7 @@ class DyLoRA(AdapterModule, Nested):
 
     # Every rank at once, one rank for good
 
+    @override
     def predictions(self, batch: Batch) -> Iterator[tuple[int | None, Prediction, float]]:
         if self.evaluation == "loop":
             yield from super().predictions(batch)
@@ -223,9 +235,10 @@ class DyLoRA(AdapterModule, Nested):
         with sample_ranks(list(self.adapters.values()), ranks):
             logits = self.predict(tiled).logits
         seconds = (time.perf_counter() - start) / len(sizes)
-        for size, part in zip(sizes, logits.split(count), strict=True):
-            yield size, Prediction(part), seconds
+        for i, size in enumerate(sizes):
+            yield size, Prediction(logits[i * count : (i + 1) * count]), seconds
 
+    @override
     def predict_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> Batch:
         with self.at_size(self.predict_rank):
             return super().predict_step(batch, batch_idx, dataloader_idx)

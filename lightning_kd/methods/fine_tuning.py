@@ -7,6 +7,7 @@ lie.
 from typing import Any, Literal
 
 from torch import Tensor, nn
+from typing_extensions import override
 
 from lightning_kd.methods.base import Batch, TaskModule
 from lightning_kd.models import head_modules
@@ -43,9 +44,10 @@ class FineTuning(TaskModule):
         if train not in ("all", "head"):
             raise ValueError(f"train must be all or head, got {train!r}")
         if train == "head":
-            self.student.requires_grad_(False)
+            self.student.requires_grad_(requires_grad=False)
             for name in head_modules(self.student):
-                self.student.get_submodule(name).requires_grad_(True)
+                self.student.get_submodule(name).requires_grad_(requires_grad=True)
 
+    @override
     def objective(self, batch: Batch) -> dict[str, Tensor]:
         return {"hard": self.task.hard_loss(self.predict(batch), batch).mean()}

@@ -23,8 +23,8 @@ def linear_shape(module: nn.Module) -> tuple[int, int] | None:
     """
     if isinstance(module, nn.Linear):
         return module.in_features, module.out_features
-    if type(module).__name__ == "Conv1D" and hasattr(module, "nx"):
-        return int(module.nx), int(module.nf)
+    if type(module).__name__ == "Conv1D" and isinstance(module.weight, Tensor):
+        return module.weight.shape[0], module.weight.shape[1]
     return None
 
 
@@ -34,8 +34,8 @@ class DynamicLoRALinear(nn.Module):
     .. math:: h = W_0 x + s(b) \, W_{up|b} W_{dw|b} x
 
     ``lora_A`` ``[R, d]`` starts Kaiming-uniform and ``lora_B`` ``[m, R]`` at zero, so every rank
-    starts as the base layer. ``lora_B`` lies column-major in memory: its first ``b`` columns are one
-    block, as the first ``b`` rows of ``lora_A`` are.
+    starts as the base layer. ``lora_B`` lies column-major in memory: its first ``b`` columns are
+    one block, as the first ``b`` rows of ``lora_A`` are.
 
     Args:
         base_layer: `torch.nn.Linear`, GPT-2's ``Conv1D`` or bitsandbytes' ``Linear4bit``; frozen.
@@ -65,21 +65,23 @@ class DynamicLoRALinear(nn.Module):
             raise TypeError(
                 f"DynamicLoRALinear wraps a linear layer, got {type(base_layer).__name__}"
             )
-        if isinstance(max_rank, bool) or not isinstance(max_rank, int) or max_rank < 1:
+        if type(max_rank) is not int or max_rank < 1:
             raise ValueError(f"max_rank must be a whole number of at least 1, got {max_rank}")
         if scaling not in LORA_SCALINGS:
             raise ValueError(f"scaling must be one of {', '.join(LORA_SCALINGS)}, got {scaling!r}")
+        if not (math.isfinite(alpha) and alpha > 0):
+            raise ValueError(f"alpha must be a positive number, got {alpha}")
         if not 0 <= dropout < 1:
             raise ValueError(f"dropout must be in [0, 1), got {dropout}")
         self.in_features, self.out_features = shape
         self.max_rank, self.alpha, self.scaling = max_rank, float(alpha), scaling
-        self.base_layer = base_layer.requires_grad_(False)
+        self.base_layer = base_layer.requires_grad_(requires_grad=False)
         self.dropout = nn.Dropout(dropout)
         weight: Tensor = base_layer.weight  # type: ignore[assignment]
         dtype = weight.dtype if weight.is_floating_point() else torch.float32
-        factory = {"device": weight.device, "dtype": dtype}
-        self.lora_A = nn.Parameter(torch.empty(max_rank, self.in_features, **factory))
-        self.lora_B = nn.Parameter(torch.zeros(max_rank, self.out_features, **factory).t())
+        lora_a = torch.empty(max_rank, self.in_features, device=weight.device, dtype=dtype)
+        lora_b = torch.zeros(max_rank, self.out_features, device=weight.device, dtype=dtype)
+        self.lora_A, self.lora_B = nn.Parameter(lora_a), nn.Parameter(lora_b.t())
         self.rank: int | None = None
         self.num_frozen = 0
         self.merged_rank: int | None = None
@@ -99,7 +101,7 @@ class DynamicLoRALinear(nn.Module):
 
     def check_rank(self, rank: int) -> int:
         """``rank`` itself, or an error that says which ranks there are."""
-        if isinstance(rank, bool) or not isinstance(rank, int) or not 1 <= rank <= self.max_rank:
+        if type(rank) is not int or not 1 <= rank <= self.max_rank:
             raise ValueError(
                 f"rank must be a whole number between 1 and max_rank={self.max_rank}, got {rank}"
             )
@@ -109,7 +111,7 @@ class DynamicLoRALinear(nn.Module):
         """Use components ``1..rank``, of which the first ``num_frozen`` do not learn."""
         if self.merged_rank is not None:
             raise RuntimeError(
-                f"the adapter is merged at rank {self.merged_rank}; call unmerge() before set_rank()"
+                f"the adapter is merged at rank {self.merged_rank}; unmerge() before set_rank()"
             )
         self.rank, self.num_frozen = self.check_rank(rank), num_frozen
 
@@ -117,6 +119,10 @@ class DynamicLoRALinear(nn.Module):
         """Give each example of the next batches a rank of its own; None goes back to one rank."""
         if ranks is None:
             self._sample_ranks = None
+        elif self.merged_rank is not None:
+            raise RuntimeError(
+                f"the adapter is merged at rank {self.merged_rank}; call unmerge() before a sweep"
+            )
         else:
             scales = [self.scale(self.check_rank(rank)) for rank in ranks.tolist()]
             self._sample_ranks = ranks, torch.tensor(scales, device=ranks.device)

@@ -1,4 +1,4 @@
-"""Module surgery: find layers by PEFT's ``target_modules`` vocabulary and put others in their place."""
+"""Module surgery: find layers by PEFT's ``target_modules`` vocabulary and replace them."""
 
 import difflib
 import re
@@ -30,7 +30,8 @@ def match_linear_layers(
         target_modules: ``None``: PEFT's choice for the model's architecture (query and value for
             most); ``"all-linear"``: every linear layer outside ``exclude``; a list: names or their
             dotted suffixes; a string: a regular expression on the full name.
-        exclude: Sub-modules that stay as they are (a task head), as names or dotted prefixes.
+        exclude: Sub-modules that stay as they are (a task head), as full names or their dotted
+            suffixes, with all that is inside them.
 
     Raises:
         ValueError: Nothing matches (near names are shown), or the architecture has no default.
@@ -39,7 +40,7 @@ def match_linear_layers(
         name
         for name, module in model.named_modules()
         if linear_shape(module) is not None
-        and not any(name == head or name.startswith(head + ".") for head in exclude)
+        and not any(f".{head}." in f".{name}." for head in exclude)
     ]
     if target_modules is None:
         target_modules = _default_targets(model)

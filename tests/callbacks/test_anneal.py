@@ -100,8 +100,8 @@ def test_has_no_state() -> None:
 
 @pytest.mark.parametrize("stage", ["fit", "validate", "test", "predict"])
 def test_a_name_the_module_lacks_is_answered_with_near_ones(stage) -> None:
-    callback = Anneal(temperatur=Constant(1))
-    expected = r"Tiny has no number named 'temperatur' to set; its numbers: temperature$"
+    callback = Anneal(temperatures=Constant(1))
+    expected = r"Tiny has no number named 'temperatures' to set; its numbers: temperature$"
     with pytest.raises(ValueError, match=expected):
         callback.setup(L.Trainer(logger=False, accelerator="cpu"), Tiny(), stage)
 

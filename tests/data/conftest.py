@@ -5,7 +5,13 @@ from pathlib import Path
 import pytest
 import torch
 
-WORDS = "good bad film plot is was not very the a and dull sharp moving flat".split()
+WORDS = ["good", "bad", "film", "plot", "is", "was", "not", "very", "the", "a", "dull", "sharp"]
+SPECIAL = {
+    "pad_token": "[PAD]",
+    "unk_token": "[UNK]",
+    "cls_token": "[CLS]",
+    "sep_token": "[SEP]",
+}
 
 
 @pytest.fixture(scope="session")
@@ -14,8 +20,8 @@ def tokenizer_dir(tmp_path_factory: pytest.TempPathFactory) -> str:
     from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
     from transformers import PreTrainedTokenizerFast
 
-    vocab = {w: i for i, w in enumerate(["[PAD]", "[UNK]", "[CLS]", "[SEP]", *WORDS])}
-    inner = Tokenizer(models.WordPiece(vocab, unk_token="[UNK]"))
+    vocab = {w: i for i, w in enumerate([*SPECIAL.values(), *WORDS])}
+    inner = Tokenizer(models.WordPiece(vocab, unk_token=SPECIAL["unk_token"]))
     inner.normalizer = normalizers.BertNormalizer()
     inner.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
     inner.post_processor = processors.BertProcessing(("[SEP]", 3), ("[CLS]", 2))
@@ -24,11 +30,8 @@ def tokenizer_dir(tmp_path_factory: pytest.TempPathFactory) -> str:
     folder = tmp_path_factory.mktemp("tokenizer")
     PreTrainedTokenizerFast(
         tokenizer_object=inner,
-        pad_token="[PAD]",
-        unk_token="[UNK]",
-        cls_token="[CLS]",
-        sep_token="[SEP]",
-        model_max_length=64,
+        **SPECIAL,
+        model_max_length=128,
         model_input_names=["input_ids", "token_type_ids", "attention_mask"],
     ).save_pretrained(folder)
     return str(folder)

@@ -22,10 +22,17 @@ PUBLISHED: dict[str, tuple[str, list[list[str]], list[tuple[str, str | None, Any
         [["gj04", "1", "", "They drank ."], ["gj04", "0", "*", "They drank ."]],
         [("They drank .", None, 1), ("They drank .", None, 0)],
     ),
-    "sst2": ("SST-2", [["sentence", "label"], ['a "good" film', "1"]], [('a "good" film', None, 1)]),
+    "sst2": (
+        "SST-2",
+        [["sentence", "label"], ['a "good" film', "1"]],
+        [('a "good" film', None, 1)],
+    ),
     "mrpc": (
         "MRPC",
-        [["\ufeffQuality", "#1 ID", "#2 ID", "#1 String", "#2 String"], ["1", "7", "8", '" a', "b"]],
+        [
+            ["\ufeffQuality", "#1 ID", "#2 ID", "#1 String", "#2 String"],
+            ["1", "7", "8", '" a', "b"],
+        ],
         [('" a', "b", 1)],
     ),
     "stsb": (
@@ -65,7 +72,9 @@ PUBLISHED: dict[str, tuple[str, list[list[str]], list[tuple[str, str | None, Any
 
 
 def make(task: str, data_dir: Path | None, **options: Any) -> GLUE:
-    return GLUE(task, "never-loaded", data_dir=None if data_dir is None else str(data_dir), **options)
+    return GLUE(
+        task, "never-loaded", data_dir=None if data_dir is None else str(data_dir), **options
+    )
 
 
 def published(root: Path, task: str) -> Path:
@@ -91,7 +100,7 @@ def test_published_files_are_read(tmp_path, task, inside) -> None:
     root = published(tmp_path, task)
     splits = make(task, root / PUBLISHED[task][0] if inside else root).read()
     main = ["train", "validation"]
-    assert list(splits) == (main + ["validation_mismatched"] if task == "mnli" else main)
+    assert list(splits) == main + ["validation_mismatched"] * (task == "mnli")
     for split in splits.values():
         assert rows(split) == PUBLISHED[task][2]
 
@@ -113,12 +122,12 @@ def test_labels_have_the_order_of_the_hub() -> None:
 
 def test_metrics_are_the_official_ones() -> None:
     official = {
-        **dict.fromkeys(("sst2", "mnli", "qnli", "rte", "wnli"), ["accuracy"]),
-        **dict.fromkeys(("mrpc", "qqp"), ["accuracy", "f1"]),
-        "cola": ["matthews"],
-        "stsb": ["pearson", "spearman"],
+        **dict.fromkeys(("sst2", "mnli", "qnli", "rte", "wnli"), ("accuracy",)),
+        **dict.fromkeys(("mrpc", "qqp"), ("accuracy", "f1")),
+        "cola": ("matthews",),
+        "stsb": ("pearson", "spearman"),
     }
-    assert {name: list(task.metrics().keys()) for name, task in GLUE.tasks.items()} == official
+    assert {name: task.metric_names for name, task in GLUE.tasks.items()} == official
 
 
 def test_mnli_without_the_mismatched_file_warns_once_and_goes_on(tmp_path) -> None:
@@ -253,7 +262,9 @@ def test_an_unreachable_hub_names_the_ways_out() -> None:
     ("task", "answers", "written"),
     [("sst2", [1, 0], "0\t0\n2\t1\n"), ("rte", [1, 0], "0\tentailment\n2\tnot_entailment\n")],
 )
-def test_submissions_are_sorted_and_carry_published_labels(tmp_path, task, answers, written) -> None:
+def test_submissions_are_sorted_and_carry_published_labels(
+    tmp_path, task, answers, written
+) -> None:
     path = tmp_path / "out.tsv"
     make(task, None).write_predictions(path, torch.tensor([2, 0]), torch.tensor(answers))
     assert path.read_text() == "index\tprediction\n" + written

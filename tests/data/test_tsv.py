@@ -30,7 +30,9 @@ def test_a_file_without_label_column_is_unlabelled(tmp_path) -> None:
 
 
 def test_a_byte_order_mark_is_not_part_of_the_first_column(tmp_path) -> None:
-    path = write(tmp_path / "f.tsv", [["label", "question", "sentence"], ["no", "a", "b"]], "\ufeff")
+    path = write(
+        tmp_path / "f.tsv", [["label", "question", "sentence"], ["no", "a", "b"]], "\ufeff"
+    )
     assert read_tsv(path, PAIR, parse)["label"] == [1]
 
 

@@ -5,7 +5,9 @@ import json
 import math
 import platform
 import re
+import shutil
 import socket
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -13,6 +15,7 @@ import torch
 
 from lightning_kd import __version__
 from lightning_kd.report import Result, Summary, environment, write_report
+from lightning_kd.report.summary import _commit
 
 SUMMARY = Summary(
     method="DyLoRA",
@@ -129,6 +132,25 @@ def test_the_environment_has_versions_and_hardware_but_nobody_in_it():
 def test_the_environment_says_which_packages_are_missing(monkeypatch):
     monkeypatch.setattr("lightning_kd.report.summary.PACKAGES", ("no-such-package",))
     assert environment()["no-such-package"] == "not installed"
+
+
+@pytest.mark.skipif(shutil.which("git") is None, reason="needs git")
+def test_the_commit_is_that_of_the_clone_itself_and_says_if_files_differ(tmp_path):
+    def git(*words):
+        who = ("-c", "user.name=a", "-c", "user.email=a@b", "-c", "commit.gpgsign=false")
+        subprocess.run(["git", *who, *words], cwd=tmp_path, check=True, capture_output=True)
+
+    (tmp_path / "installed").mkdir()
+    (tmp_path / "file").write_text("one")
+    git("init")
+    git("add", ".")
+    git("commit", "-m", "first")
+    git("tag", "v1")
+    commit = _commit(tmp_path)
+    assert re.fullmatch("[0-9a-f]{7,}", commit or "")
+    (tmp_path / "file").write_text("two")
+    assert _commit(tmp_path) == f"{commit}-dirty"
+    assert _commit(tmp_path / "installed") is None  # another project's environment
 
 
 @pytest.mark.parametrize(

@@ -13,6 +13,7 @@ from rich.console import Console
 
 from lightning_kd.report import Result, Summary, compare, show, write_report
 from lightning_kd.report.plots import draw_sizes
+from lightning_kd.report.tables import result_grids
 
 ACCURACIES = {1: 0.7134, 2: 0.7412, 3: 0.7523, 4: 0.7611}
 
@@ -102,6 +103,16 @@ def test_a_bad_reference_is_an_error_and_loses_no_number(tmp_path):
         write_report(tmp_path, dylora(), references=[mrpc])
 
 
+def test_a_file_is_replaced_in_one_step(tmp_path):
+    write_report(tmp_path, dylora())
+    files = sorted((tmp_path / "report").iterdir())
+    with files[-1].open() as opened:  # a reader of the old file
+        before = [file.stat().st_ino for file in files]
+        write_report(tmp_path, dylora(seed=9))
+        assert '"seed": 3' in opened.read()
+    assert all(file.stat().st_ino != old for file, old in zip(files, before, strict=True))
+
+
 def test_a_failing_write_keeps_the_old_file_and_leaves_no_scrap(tmp_path, monkeypatch):
     write_report(tmp_path, dylora())
 
@@ -140,6 +151,15 @@ def test_the_terminal_table_fits_80_columns_and_marks_the_chosen(tmp_path, monke
     assert "checkpoints" not in text  # this run has none
 
 
+def test_the_chosen_are_bold_on_a_terminal():
+    console = Console(file=io.StringIO(), width=80, force_terminal=True)
+    console.print(*result_grids(dylora(), [2]))
+    assert isinstance(console.file, io.StringIO)
+    bold = [line for line in console.file.getvalue().splitlines() if "\x1b[1m0." in line]
+    assert len(bold) == 1
+    assert "0.7412" in bold[0]
+
+
 def test_the_terminal_shows_paths_in_one_piece_and_text_as_it_is(tmp_path):
     folder = tmp_path / ("[bold]" + "long" * 30)
     summary = make("FineTuning", Result(None, "validation", "accuracy", math.nan, 7))
@@ -154,6 +174,15 @@ def test_a_run_that_diverged_everywhere_still_has_a_report(tmp_path):
     write_report(tmp_path, summary)
     assert "No rank was chosen." in page(tmp_path)
     assert (tmp_path / "report" / "ranks.png").stat().st_size > 0
+    (axes,) = draw_sizes(summary).axes
+    assert [text.get_text() for text in axes.texts] == ["no finite value"]
+
+
+def test_the_plot_leaves_out_a_size_that_diverged():
+    values = {1: 0.5, 2: math.inf, 3: 0.6}
+    results = [Result(r, "validation", "accuracy", v, 5) for r, v in values.items()]
+    (axes,) = draw_sizes(make("DyLoRA", *results)).axes
+    assert list(np.asarray(axes.lines[0].get_xdata())) == [1, 3]
 
 
 def test_the_plot_shows_every_number_at_its_size(tmp_path):
@@ -201,11 +230,11 @@ def test_each_metric_has_a_panel_and_each_split_a_line():
         for split in ("validation", "validation_mismatched")
         for metric in ("accuracy", "f1")
     ]
-    figure = draw_sizes(make("DyLoRA", *results))
-    assert [len(axes.lines) for axes in figure.axes] == [2, 2]
+    figure = draw_sizes(make("DyLoRA", *results), baseline=0.5)
+    assert [len(axes.lines) for axes in figure.axes] == [3, 2]  # the baseline is an accuracy
     assert [axes.get_xscale() for axes in figure.axes] == ["log", "log"]
-    assert len({line.get_linestyle() for line in figure.axes[0].lines}) == 2
-    assert len(figure.legends[0].get_texts()) == 2
+    assert len({line.get_linestyle() for line in figure.axes[1].lines}) == 2
+    assert len(figure.legends[0].get_texts()) == 3
 
 
 def test_compare_gives_mean_and_deviation_over_runs(tmp_path):

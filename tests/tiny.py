@@ -1,0 +1,136 @@
+"""Tiny models, data and methods: everything a test needs to run a method in milliseconds.
+
+`METHODS` holds one constructor per method; the conformance matrix fails on a method without one.
+"""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+
+from lightning_kd.methods import DyLoRA, FineTuning, LoRA, TaskModule
+from lightning_kd.models import load_model
+from lightning_kd.tasks import Classification, Regression, Task
+
+VOCABULARY = 40
+WORDS = [f"w{i}" for i in range(VOCABULARY - 5)]
+TASKS: dict[str, Task] = {
+    "classification": Classification("sst2", ("negative", "positive")),
+    "regression": Regression("stsb", 0, 5),
+}
+
+
+def config(kind: str = "bert", **changes: Any) -> Any:
+    """A transformers config of some hundred weights: ``bert``, ``roberta``, ``gpt2`` or ``llama``."""
+    import transformers
+
+    wide = {"hidden_size": 8, "num_hidden_layers": 2, "num_attention_heads": 2}
+    bert = {**wide, "intermediate_size": 16, "max_position_embeddings": 24}
+    no_dropout = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+    match kind:
+        case "bert":
+            made: Any = transformers.BertConfig
+            settings = {**bert, **no_dropout}
+        case "roberta":
+            made = transformers.RobertaConfig
+            settings = {**bert, **no_dropout, "pad_token_id": 1}
+        case "gpt2":
+            made = transformers.GPT2Config
+            settings = {"n_embd": 8, "n_layer": 2, "n_head": 2, "n_positions": 24}
+            settings |= dict.fromkeys(("resid_pdrop", "embd_pdrop", "attn_pdrop"), 0)
+            settings |= {"bos_token_id": 0, "eos_token_id": 0}
+        case "llama":
+            made = transformers.LlamaConfig
+            settings = {**wide, "intermediate_size": 16, "num_key_value_heads": 1}
+            settings |= {"max_position_embeddings": 24, "eos_token_id": 0}
+        case _:
+            raise ValueError(f"there is no tiny {kind!r}")
+    return made(**{"vocab_size": VOCABULARY, **settings, **changes})
+
+
+def model(kind: str = "bert", task: Task = TASKS["classification"], seed: int = 0) -> nn.Module:
+    """A randomly initialized model, the same one for the same seed, in eval mode."""
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        return load_model(config(kind), task).eval()
+
+
+def batch(size: int = 4, task: Task = TASKS["classification"], seed: int = 0) -> dict[str, Tensor]:
+    """Right-padded random tokens of unequal lengths, with labels and idx."""
+    generator = torch.Generator().manual_seed(seed)
+    lengths = torch.randint(3, 9, (size,), generator=generator)
+    mask = (torch.arange(8) < lengths[:, None]).long()
+    tokens = torch.randint(5, VOCABULARY, (size, 8), generator=generator)
+    if isinstance(task, Classification):
+        labels = torch.randint(task.num_labels, (size,), generator=generator)
+    else:
+        labels = 5 * torch.rand(size, generator=generator)
+    return {
+        "input_ids": tokens * mask,
+        "attention_mask": mask,
+        "labels": labels,
+        "idx": torch.arange(size),
+    }
+
+
+def loader(
+    examples: int = 16, batch_size: int = 4, task: Task = TASKS["classification"], seed: int = 0
+) -> DataLoader[Any]:
+    """The same examples in the same order every epoch, in batches of equal size."""
+    whole = batch(examples, task, seed)
+    rows = [{k: v[i] for k, v in whole.items()} for i in range(examples)]
+    return DataLoader(rows, batch_size=batch_size)  # type: ignore[arg-type]
+
+
+def tokenizer_folder(folder: Path) -> Path:
+    """A WordPiece tokenizer that knows ``w0``..``w34``."""
+    from transformers import BertTokenizer
+
+    special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+    vocabulary = {word: i for i, word in enumerate([*special, *WORDS])}
+    BertTokenizer(vocab=vocabulary).save_pretrained(folder)
+    return folder
+
+
+def model_folder(folder: Path, kind: str = "bert", **changes: Any) -> Path:
+    """A Hugging Face folder with weights and tokenizer, for what takes names."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        made = load_model(config(kind, **changes), TASKS["classification"])
+    made.save_pretrained(folder)
+    return tokenizer_folder(folder)
+
+
+def sst2_folder(folder: Path, train: int = 32, dev: int = 12, test: int = 8) -> Path:
+    """SST-2 as published (with labels in test.tsv): the first word decides the label."""
+    generator = torch.Generator().manual_seed(0)
+    target = folder / "SST-2"
+    target.mkdir(parents=True, exist_ok=True)
+    for name, count in (("train", train), ("dev", dev), ("test", test)):
+        rows = ["sentence\tlabel"]
+        for _ in range(count):
+            words = torch.randint(
+                len(WORDS), (int(torch.randint(2, 8, (1,), generator=generator)),)
+            )
+            words = torch.randint(len(WORDS), words.shape, generator=generator)
+            rows.append(" ".join(WORDS[w] for w in words) + f"\t{int(words[0]) % 2}")
+        (target / f"{name}.tsv").write_text("\n".join(rows) + "\n")
+    return folder
+
+
+METHODS: dict[str, Callable[..., TaskModule]] = {
+    "DyLoRA": lambda student, task, **k: DyLoRA(student, task, **{"max_rank": 4, **k}),
+    "FineTuning": FineTuning,
+    "LoRA": lambda student, task, **k: LoRA(student, task, **{"rank": 4, **k}),
+}
+
+
+def method(name: str, task: Task = TASKS["classification"], seed: int = 0, **k: Any) -> TaskModule:
+    """A method on a tiny BERT; equal arguments give equal weights."""
+    student = model("bert", task, seed)
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        return METHODS[name](student, task, **k)
