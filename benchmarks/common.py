@@ -130,12 +130,37 @@ def token_batches(
     return [batch() for _ in range(count)]
 
 
-def report(
-    name: str, value: float, bound: float, *, at_most: bool = True, **more: Any
-) -> None:
-    """Print the verdict and, as the last line, everything as JSON."""
-    sign = "<=" if at_most else ">="
-    met = value <= bound if at_most else value >= bound
-    print(f"{name}: {value:.3f} (wanted {sign} {bound:g}): {'met' if met else 'NOT met'}")
-    record = {"name": name, "ratio": round(value, 4), "bound": bound, "unit": "x", "met": met}
-    print(json.dumps({**record, "at_most": at_most, **more}), flush=True)
+@dataclass(frozen=True)
+class Check:
+    """A measured ratio and what was wanted."""
+
+    name: str
+    ratio: Spread
+    bound: float
+    at_most: bool = True
+
+    @property
+    def met(self) -> bool:
+        """Whether the median keeps the bound."""
+        value = self.ratio.median
+        return value <= self.bound if self.at_most else value >= self.bound
+
+    def __str__(self) -> str:
+        wanted = f"{'<=' if self.at_most else '>='} {self.bound:g}"
+        return f"{self.name}: {self.ratio}  wanted {wanted}: {'met' if self.met else 'NOT met'}"
+
+    def record(self) -> dict[str, Any]:
+        """What goes into the JSON line."""
+        value = self.ratio
+        quartiles = [round(value.low, 4), round(value.high, 4)]
+        kept = {"ratio": round(value.median, 4), "quartiles": quartiles, "bound": self.bound}
+        return {"name": self.name, **kept, "at_most": self.at_most, "met": self.met}
+
+
+def report(name: str, headline: Check, *others: Check, unit: str = "x", **more: Any) -> None:
+    """Print every verdict and, as the last line, everything as JSON."""
+    print()
+    for check in (headline, *others):
+        print(check)
+    record = {**headline.record(), "name": name, "unit": unit, "what": headline.name}
+    print(json.dumps({**record, "also": [check.record() for check in others], **more}), flush=True)

@@ -6,15 +6,16 @@ python recipes/dylora_glue.py --resume runs/dylora_glue/2026-01-31_12-00-00
 python recipes/dylora_glue.py validate --ckpt_path runs/.../checkpoints/best.ckpt
 """
 
-import os
+import logging
 import sys
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+import warnings
+from collections.abc import Sequence
 from pathlib import Path
-from time import perf_counter, strftime
+from time import perf_counter
 from typing import Any
 
 import lightning as L
+import torch
 from lightning.pytorch.callbacks import ModelCheckpoint, ProgressBar, RichProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
@@ -26,10 +27,7 @@ from lightning_kd.data import BenchmarkDataModule
 from lightning_kd.errors import USER_ERRORS, explain
 from lightning_kd.methods import TaskModule
 from lightning_kd.outcome import Outcome
-
-STAGES = ("fit", "validate", "test", "predict")
-RUN_DIR = "LIGHTNING_KD_RUN_DIR"
-"""Set for the processes that a run starts, so that all of them write to one folder."""
+from lightning_kd.runs import STAGES, shared, with_settings
 
 
 class _SaveConfig(SaveConfigCallback):
@@ -171,10 +169,22 @@ class RecipeCLI(LightningCLI):
         outcome.finish(perf_counter() - self._started, self._references, None, export=False)
 
     def predict(self, **kwargs: Any) -> None:
-        """Write the answers as the benchmark wants them."""
-        predictions = self.trainer.predict(**kwargs)
-        for path in self.datamodule.write_predictions(self.run_dir, predictions):
-            print(f"predictions: {path}")  # noqa: T201 - what the user asked for
+        """Write the answers as the benchmark wants them, one file per test set."""
+        found: Any = self.trainer.predict(**kwargs)
+        sets = self.datamodule.submissions
+        batches = found if len(self.datamodule.eval_splits("predict")) > 1 else [found]
+        for name, parts in zip(sets, batches, strict=False):
+            answers = {k: torch.cat([part[k] for part in parts]).cpu() for k in ("idx", "answers")}
+            gathered: list[Any] = [answers]
+            if self.trainer.world_size > 1:
+                gathered *= self.trainer.world_size
+                torch.distributed.all_gather_object(gathered, answers)
+            if self.trainer.is_global_zero:
+                path = self.run_dir / "predictions" / name
+                path.parent.mkdir(parents=True, exist_ok=True)
+                whole = {k: torch.cat([part[k] for part in gathered]) for k in answers}
+                self.datamodule.write_predictions(path, whole["idx"], whole["answers"])
+                print(f"predictions: {path}")  # noqa: T201 - what the user asked for
 
     @property
     def _seed(self) -> int:
@@ -206,75 +216,21 @@ def run(
         SystemExit: The command line or the run failed; the reason is on standard error. Set
             ``LIGHTNING_KD_TRACEBACK=1`` for the whole trace.
     """
+    # The lines that a run is about are the bar, the table and where things were written.
+    logging.getLogger("lightning.pytorch.utilities.rank_zero").setLevel(logging.WARNING)
+    warnings.filterwarnings("ignore", "LightningCLI's args parameter")
+    warnings.filterwarnings("ignore", ".*LeafSpec.*is deprecated")  # Lightning 2.6 on torch 2.13
+    warnings.filterwarnings("ignore", ".*does not have many workers")  # the data are in memory
     given = list(sys.argv[1:] if args is None else args)
     recipe = Path(sys.argv[0] if recipe is None else recipe)
     try:
         stage, rest = (given[0], given[1:]) if given[:1] and given[0] in STAGES else ("fit", given)
-        rest, run_dir = _with_settings(stage, rest, recipe.stem)
-        with _shared(run_dir):
+        rest, run_dir = with_settings(stage, rest, recipe.stem)
+        with shared(run_dir):
             default = recipe.resolve().parent.parent / "configs" / f"{recipe.stem}.yaml"
             return RecipeCLI(method, data, run_dir, [stage, *rest], default)
     except USER_ERRORS as error:
         explain(error)
-
-
-def _with_settings(stage: str, args: list[str], recipe: str) -> tuple[list[str], Path]:
-    """The command line with the settings of the run it goes back to, and the folder to write to."""
-    resume, args = _pop_option(args, "--resume")
-    if resume is not None:
-        folder = Path(resume)
-        last, config = folder / "checkpoints" / "last.ckpt", folder / "config.yaml"
-        for path in (config, last):
-            if not path.is_file():
-                raise FileNotFoundError(f"{resume} cannot be resumed: there is no {path}")
-        if stage != "fit" or folder.resolve().parent.name != recipe:
-            raise ValueError(f"{resume} is no run of {recipe}; resume it with its own recipe")
-        return ["--config", str(config), *args, "--ckpt_path", str(last)], folder
-    checkpoint, _ = _pop_option(args, "--ckpt_path")
-    if checkpoint is not None and not Path(checkpoint).is_file():
-        raise FileNotFoundError(f"there is no checkpoint {checkpoint}; give the path of a .ckpt")
-    if checkpoint is not None and stage != "fit":
-        config = Path(checkpoint).parent.parent / "config.yaml"
-        if config.is_file():
-            args = ["--config", str(config), *args]
-    return args, _new_run_dir(recipe)
-
-
-def _pop_option(args: Sequence[str], name: str) -> tuple[str | None, list[str]]:
-    value, rest = None, list[str]()
-    words = iter(args)
-    for word in words:
-        if word == name:
-            value = next(words, "")
-        elif word.startswith(name + "="):
-            value = word.partition("=")[2]
-        else:
-            rest.append(word)
-    return value, rest
-
-
-def _new_run_dir(recipe: str) -> Path:
-    if shared := os.environ.get(RUN_DIR):
-        return Path(shared)
-    # Processes that a launcher started agree on its job, not on a second.
-    job = os.environ.get("TORCHELASTIC_RUN_ID") or os.environ.get("SLURM_JOB_ID")
-    name = f"job_{job}" if job and job != "none" else strftime("%Y-%m-%d_%H-%M-%S")
-    folder, count = Path("runs") / recipe / name, 1
-    while folder.exists() and not job:
-        count += 1
-        folder = folder.with_name(f"{name}_{count}")
-    return folder
-
-
-@contextmanager
-def _shared(run_dir: Path) -> Iterator[None]:
-    before = os.environ.get(RUN_DIR)
-    os.environ[RUN_DIR] = str(run_dir)
-    try:
-        yield
-    finally:
-        if before is None:
-            os.environ.pop(RUN_DIR, None)
 
 
 __all__ = ["RecipeCLI", "run"]

@@ -10,6 +10,7 @@ from pathlib import Path
 from torch import Tensor
 
 from lightning_kd.functional import lora_scale
+from lightning_kd.nn import DynamicLoRALinear
 
 PREFIX = "base_model.model."
 
@@ -74,6 +75,38 @@ def peft_alpha(scaling: str, alpha: float, rank: int, max_rank: int) -> tuple[fl
         return alpha, 1.0
     lora_alpha = alpha * rank / max_rank
     return lora_alpha, (alpha / max_rank) / (lora_alpha / rank)
+
+
+def cut_adapter(
+    layers: Mapping[str, DynamicLoRALinear], rank: int, saved: Mapping[str, Tensor]
+) -> Adapter:
+    """The first ``rank`` components of dynamic adapters, as PEFT would hold them."""
+    layer = next(iter(layers.values()))
+    lora_alpha, ratio = peft_alpha(layer.scaling, layer.alpha, rank, layer.max_rank)
+    factors = {}
+    for name, adapter in layers.items():
+        lora_a, lora_b = adapter.components(rank)
+        factors[name] = lora_a, lora_b if ratio == 1 else lora_b * ratio
+    return Adapter(rank, lora_alpha, layer.scaling == "alpha/sqrt(b)", factors, saved)
+
+
+def paste_adapter(layers: Mapping[str, DynamicLoRALinear], adapter: Adapter) -> None:
+    """Make an adapter the first components of dynamic ones; at its rank they then agree.
+
+    Raises:
+        ValueError: It adapts other layers, or has more components than there is room for.
+    """
+    if set(adapter.factors) != set(layers):
+        raise ValueError(
+            f"the adapter is for {sorted(adapter.factors)[:3]}..., the model adapts "
+            f"{sorted(layers)[:3]}...; use the same target_modules"
+        )
+    for name, layer in layers.items():
+        rank = layer.check_rank(adapter.rank)
+        lora_a, lora_b = adapter.factors[name]
+        ratio = adapter.scale / layer.scale(rank)  # a ratio of 1 leaves the bits alone
+        layer.lora_A.data[:rank] = lora_a
+        layer.lora_B.data[:, :rank] = lora_b if ratio == 1 else lora_b * ratio
 
 
 def write_peft(
@@ -164,6 +197,8 @@ __all__ = [
     "Adapter",
     "atomic_directory",
     "common_targets",
+    "cut_adapter",
+    "paste_adapter",
     "peft_alpha",
     "read_peft",
     "write_peft",

@@ -5,8 +5,9 @@
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
+import lightning as L
 import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
@@ -15,11 +16,13 @@ from lightning_kd.methods import DyLoRA, FineTuning, LoRA, TaskModule
 from lightning_kd.models import load_model
 from lightning_kd.tasks import Classification, Regression, Task
 
+Made = TypeVar("Made", bound=nn.Module)
+
 VOCABULARY = 40
 WORDS = [f"w{i}" for i in range(VOCABULARY - 5)]
 TASKS: dict[str, Task] = {
     "classification": Classification("sst2", ("negative", "positive")),
-    "regression": Regression("stsb", 0, 5),
+    "regression": Regression("stsb", 0.0, 5.0),
 }
 
 
@@ -134,3 +137,22 @@ def method(name: str, task: Task = TASKS["classification"], seed: int = 0, **k: 
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         return METHODS[name](student, task, **k)
+
+
+def filled(module: Made, seed: int = 0) -> Made:
+    """The module itself, after its ``lora_B`` got random numbers: an adapter that does something."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name, parameter in module.named_parameters():
+            if "lora_B" in name:
+                parameter.copy_(torch.randn(parameter.shape, generator=generator))
+    return module
+
+
+def trainer(*callbacks: L.Callback, **options: Any) -> L.Trainer:
+    """A trainer on one CPU that prints and writes nothing; two epochs unless told otherwise."""
+    quiet = dict.fromkeys(
+        ("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary"), False
+    )
+    quiet |= {"num_sanity_val_steps": 0, "max_epochs": 2}
+    return L.Trainer(accelerator="cpu", callbacks=list(callbacks), **{**quiet, **options})

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import lightning as L
 import torch
+from torch import Tensor
 from torch.utils.data import DataLoader
 
 from lightning_kd.data.batches import ResumableLoader, ShardedBatches
@@ -137,6 +138,15 @@ class BenchmarkDataModule(L.LightningDataModule, ABC):
         Columns: those that a `Transform` sees; `idx` is the position in the published split, and
         `label` is missing where it is secret.
         """
+
+    @property
+    @abstractmethod
+    def submissions(self) -> list[str]:
+        """Names of the files that hold the answers, one per loader of the predict stage."""
+
+    @abstractmethod
+    def write_predictions(self, path: Path, idx: Tensor, answers: Tensor) -> None:
+        """Write the answers `[n]` (class numbers or scores) to examples `idx` `[n]`."""
 
     def prepare_data(self) -> None:
         """Read and tokenize into the cache; Lightning calls it in one process per machine."""

@@ -129,7 +129,7 @@ def dynamic_lora(
         compute = torch.get_autocast_dtype(x.device.type)
     x, lora_a, lora_b = x.to(compute), lora_a.to(compute), lora_b.to(compute)
     if torch.is_grad_enabled():
-        output = _DynamicLoRA.apply(
+        output: Tensor = _DynamicLoRA.apply(  # type: ignore[no-untyped-call]
             base_output.to(compute), x, lora_a, lora_b, rank, scale, num_frozen
         )
     else:

@@ -1,6 +1,7 @@
 """The methods: one file and one class per paper."""
 
-from lightning_kd.methods.base import AdapterModule, TaskModule
+from lightning_kd.methods.adapter import AdapterModule
+from lightning_kd.methods.base import TaskModule
 from lightning_kd.methods.dylora import DyLoRA
 from lightning_kd.methods.fine_tuning import FineTuning
 from lightning_kd.methods.lora import LoRA

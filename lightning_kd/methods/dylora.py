@@ -24,9 +24,17 @@ from torch.optim import Optimizer
 from typing_extensions import override
 
 from lightning_kd.callbacks import SizeSampler
-from lightning_kd.export import Adapter, common_targets, peft_alpha, read_peft, write_peft
+from lightning_kd.export import (
+    Adapter,
+    common_targets,
+    cut_adapter,
+    paste_adapter,
+    read_peft,
+    write_peft,
+)
 from lightning_kd.functional.dynamic_lora import LoRAScaling
-from lightning_kd.methods.base import AdapterModule, Batch
+from lightning_kd.methods.adapter import AdapterModule
+from lightning_kd.methods.base import Batch
 from lightning_kd.models import head_modules
 from lightning_kd.nested import Nested
 from lightning_kd.nn import (
@@ -122,11 +130,8 @@ class DyLoRA(AdapterModule, Nested):
                 "rank_sync=per_process needs optimizer_semantics=dense: the strict optimizer must "
                 "treat the same components as active on every process"
             )
-        self.update, self.optimizer_semantics, self.evaluation = (
-            update,
-            optimizer_semantics,
-            evaluation,
-        )
+        self.update, self.evaluation = update, evaluation
+        self.optimizer_semantics = optimizer_semantics
         heads = head_modules(self.student) if modules_to_save is None else modules_to_save
         self.modules_to_save = list(heads)
         # The head is no target, and neither is the pooler when it trains whole.
@@ -212,6 +217,7 @@ class DyLoRA(AdapterModule, Nested):
 
     @override
     def setup(self, stage: str) -> None:
+        super().setup(stage)
         if stage != "fit" or self.optimizer_semantics == "dense":
             return
         kinds = {kind.__name__ for kind in type(self.trainer.strategy).__mro__}
@@ -255,13 +261,10 @@ class DyLoRA(AdapterModule, Nested):
 
     def adapter_at(self, rank: int) -> Adapter:
         """The adapter of one rank, as PEFT would hold it."""
-        layer = self._any_adapter
-        lora_alpha, ratio = peft_alpha(layer.scaling, layer.alpha, rank, layer.max_rank)
-        factors = {}
-        for name, adapter in self.adapters.items():
-            lora_a, lora_b = adapter.components(rank)
-            factors[name] = lora_a, lora_b if ratio == 1 else lora_b * ratio
-        return Adapter(rank, lora_alpha, layer.scaling == "alpha/sqrt(b)", factors, self._saved())
+        factors = {id(p) for a in self.adapters.values() for p in (a.lora_A, a.lora_B)}
+        named = self.student.named_parameters()
+        saved = {n: p.detach() for n, p in named if p.requires_grad and id(p) not in factors}
+        return cut_adapter(self.adapters, rank, saved)
 
     def export(self, directory: Path, size: int | None = None) -> None:
         """Write rank ``size`` (None: R) as a PEFT folder."""
@@ -285,23 +288,11 @@ class DyLoRA(AdapterModule, Nested):
             ValueError: Its layers or its rank do not fit.
         """
         adapter = read_peft(directory)
-        if set(adapter.factors) != set(self.adapters):
-            raise ValueError(
-                f"{directory} adapts {sorted(adapter.factors)[:3]}..., this model "
-                f"{sorted(self.adapters)[:3]}...; use the same target_modules"
-            )
+        paste_adapter(self.adapters, adapter)
         own = dict(self.student.named_parameters())
-        with torch.no_grad():
-            for name, layer in self.adapters.items():
-                layer.check_rank(adapter.rank)
-                lora_a, lora_b = adapter.factors[name]
-                # Same product at its own rank; a ratio of 1 leaves the bits alone.
-                ratio = adapter.scale / layer.scale(adapter.rank)
-                layer.lora_A[: adapter.rank] = lora_a
-                layer.lora_B[:, : adapter.rank] = lora_b if ratio == 1 else lora_b * ratio
-            for name, value in adapter.saved.items():
-                if name in own and own[name].shape == value.shape:
-                    own[name].copy_(value)
+        for name, value in adapter.saved.items():
+            if name in own and own[name].shape == value.shape:
+                own[name].data.copy_(value)
 
     # Inside
 
@@ -312,11 +303,6 @@ class DyLoRA(AdapterModule, Nested):
     def _active_components(self) -> slice:
         layer = self._any_adapter
         return slice(layer.num_frozen, layer.rank)
-
-    def _saved(self) -> dict[str, Tensor]:
-        factors = {id(p) for a in self.adapters.values() for p in (a.lora_A, a.lora_B)}
-        named = self.student.named_parameters()
-        return {n: p.detach() for n, p in named if p.requires_grad and id(p) not in factors}
 
     def _check_candidates(
         self, sampler: str | list[int], min_rank: int, max_rank: int

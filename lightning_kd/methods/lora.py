@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from typing_extensions import override
 
 from lightning_kd.export import atomic_directory
-from lightning_kd.methods.base import AdapterModule, Batch
+from lightning_kd.methods.adapter import AdapterModule
+from lightning_kd.methods.base import Batch
 from lightning_kd.models import head_modules
 from lightning_kd.paper import Paper
 from lightning_kd.tasks import Task

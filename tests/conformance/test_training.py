@@ -2,6 +2,7 @@
 
 import inspect
 import math
+from typing import ClassVar
 
 import pytest
 import torch
@@ -74,7 +75,8 @@ def test_overfits_one_batch(name, kind) -> None:
     batch = tiny.batch(4, task)
     with torch.no_grad():
         at_first = float(task.hard_loss(module.predict(batch), batch).mean())
-    trainer(max_steps=150).fit(module, tiny.loader(4, 4, task))
+    loader = tiny.loader(4, 4, task)
+    trainer(max_steps=150, limit_val_batches=0).fit(module, loader, loader)
     module.eval()
     with torch.no_grad():
         for size, prediction, _ in module.predictions(batch):
@@ -158,11 +160,13 @@ def test_teacher_is_invisible_where_there_is_one(name, tmp_path) -> None:
 
 
 class _Taught(FineTuning):
-    """A stand-in for distillation methods; ``hide`` is how it holds its teacher."""
+    """A stand-in for distillation methods; ``teacher`` is a seed, ``hide`` how it is held."""
 
-    def __init__(self, student, task, teacher, hide=Frozen, **kwargs) -> None:
+    hide: ClassVar[type[Frozen]] = Frozen
+
+    def __init__(self, student, task, teacher=1, **kwargs) -> None:
         super().__init__(student, task, **kwargs)
-        self.teacher = hide(teacher)
+        self.teacher = self.hide(tiny.model(seed=teacher))
 
     def objective(self, batch):
         taught = self.task.predict(self.teacher, batch)
@@ -172,12 +176,15 @@ class _Taught(FineTuning):
 
 def test_the_check_of_the_teacher_passes_a_hidden_one_and_fails_a_plain_one(tmp_path) -> None:
     task = tiny.TASKS["classification"]
-    check_teacher(_Taught(tiny.model(), task, tiny.model(seed=1)), tmp_path / "hidden")
+    check_teacher(_Taught(tiny.model(), task), tmp_path / "hidden")
 
-    class Plain(Frozen):
+    class Visible(Frozen):
         def __init__(self, module: nn.Module) -> None:
             super().__init__(module)
             self.visible = module
 
+    class Badly(_Taught):
+        hide = Visible
+
     with pytest.raises(AssertionError):
-        check_teacher(_Taught(tiny.model(), task, tiny.model(seed=1), Plain), tmp_path / "plain")
+        check_teacher(Badly(tiny.model(), task), tmp_path / "plain")

@@ -1,0 +1,73 @@
+"""Run folders: where a run writes, and how a command line goes back to one."""
+
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from time import strftime
+
+STAGES = ("fit", "validate", "test", "predict")
+RUN_DIR = "LIGHTNING_KD_RUN_DIR"
+"""Set for the processes that a run starts, so that all of them write to one folder."""
+
+
+def with_settings(stage: str, args: list[str], recipe: str) -> tuple[list[str], Path]:
+    """The command line with the settings of the run it goes back to, and the folder to write to."""
+    resume, args = _pop_option(args, "--resume")
+    if resume is not None:
+        folder = Path(resume)
+        last, config = folder / "checkpoints" / "last.ckpt", folder / "config.yaml"
+        for path in (config, last):
+            if not path.is_file():
+                raise FileNotFoundError(f"{resume} cannot be resumed: there is no {path}")
+        if stage != "fit" or folder.resolve().parent.name != recipe:
+            raise ValueError(f"{resume} is no run of {recipe}; resume it with its own recipe")
+        return ["--config", str(config), *args, "--ckpt_path", str(last)], folder
+    checkpoint, _ = _pop_option(args, "--ckpt_path")
+    if checkpoint is not None and not Path(checkpoint).is_file():
+        raise FileNotFoundError(f"there is no checkpoint {checkpoint}; give the path of a .ckpt")
+    if checkpoint is not None and stage != "fit":
+        config = Path(checkpoint).parent.parent / "config.yaml"
+        if config.is_file():
+            args = ["--config", str(config), *args]
+    return args, _new_run_dir(recipe)
+
+
+def _pop_option(args: Sequence[str], name: str) -> tuple[str | None, list[str]]:
+    value, rest = None, list[str]()
+    words = iter(args)
+    for word in words:
+        if word == name:
+            value = next(words, "")
+        elif word.startswith(name + "="):
+            value = word.partition("=")[2]
+        else:
+            rest.append(word)
+    return value, rest
+
+
+def _new_run_dir(recipe: str) -> Path:
+    if shared := os.environ.get(RUN_DIR):
+        return Path(shared)
+    # Processes that a launcher started agree on its job, not on a second.
+    job = os.environ.get("TORCHELASTIC_RUN_ID") or os.environ.get("SLURM_JOB_ID")
+    name = f"job_{job}" if job and job != "none" else strftime("%Y-%m-%d_%H-%M-%S")
+    folder, count = Path("runs") / recipe / name, 1
+    while folder.exists() and not job:
+        count += 1
+        folder = folder.with_name(f"{name}_{count}")
+    return folder
+
+
+@contextmanager
+def shared(run_dir: Path) -> Iterator[None]:
+    before = os.environ.get(RUN_DIR)
+    os.environ[RUN_DIR] = str(run_dir)
+    try:
+        yield
+    finally:
+        if before is None:
+            os.environ.pop(RUN_DIR, None)
+
+
+__all__ = ["RUN_DIR", "STAGES", "shared", "with_settings"]
