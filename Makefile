@@ -3,7 +3,6 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 STAMP := .venv/.stamp
 export LIGHTNING_KD_ASSETS ?= $(CURDIR)/assets
-export OMP_NUM_THREADS ?= 1
 NOT_HERE := not offline and not gpu and not paper
 
 .PHONY: help setup demo test test-fast test-offline lint type format readme assets clean
@@ -24,13 +23,13 @@ demo: assets ## DyLoRA on real sentences, offline: train, compare the ranks, exp
 	$(BIN)/python recipes/dylora_glue.py --config configs/overlays/offline.yaml
 
 test: setup ## all tests that need neither network nor assets (under ten minutes on two cores)
-	$(BIN)/python -m pytest -n 2 -m "$(NOT_HERE)" $(PYTEST_ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -m "$(NOT_HERE)" $(PYTEST_ARGS)
 
 test-fast: setup ## the same without the slow and the two-process ones (under two minutes)
-	$(BIN)/python -m pytest -n 2 $(PYTEST_ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 $(PYTEST_ARGS)
 
 test-offline: assets ## tests on the real models and data of the assets folder
-	$(BIN)/python -m pytest -n 2 -m "offline and not gpu" --timeout=900 $(PYTEST_ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -m "offline and not gpu" --timeout=900 $(PYTEST_ARGS)
 
 lint: setup ## style and spelling
 	$(BIN)/ruff format --check . && $(BIN)/ruff check . && $(BIN)/codespell
@@ -42,7 +41,7 @@ format: setup ## fix what can be fixed
 	$(BIN)/ruff format . && $(BIN)/ruff check --fix .
 
 readme: setup ## rewrite the README's table of methods
-	$(BIN)/lightning-kd methods --readme README.md
+	$(BIN)/python -m lightning_kd.paper README.md
 
 assets: setup ## fetch the offline models and data once
 	$(BIN)/lightning-kd assets

@@ -44,3 +44,210 @@ MAX_RANK = RANKS[-1]
 UPDATES = ("frozen", "full")
 LAYER_SIZE, LAYER_TOKENS = 768, 4096
 Batch = dict[str, Tensor]
+
+
+def options() -> argparse.Namespace:
+    """The command line."""
+    made = parser(__doc__, rounds=10)
+    made.add_argument("--batch_size", type=int, default=32)
+    made.add_argument("--length", type=int, default=64)
+    made.add_argument("--layer_rounds", type=int, default=40)
+    return made.parse_args()
+
+
+class Trained:
+    """A method in training; calling it takes one optimizer step."""
+
+    def __init__(self, method: type[TaskModule], batches: Sequence[Batch], **arguments: Any) -> None:
+        torch.manual_seed(0)  # a new head starts the same in every method
+        self.module = method(task="sst2", **arguments)
+        self.module.student.train()
+        self.optimizer = self.module.make_optimizer()
+        self.batches = cycle(batches)
+
+    def loss(self, batch: Batch) -> Tensor:
+        """The sum of the objective's terms."""
+        return torch.stack(list(self.module.objective(batch).values())).sum()
+
+    def __call__(self) -> None:
+        self.loss(next(self.batches)).backward()
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+
+    def at(self, rank: int) -> Callable[[], None]:
+        """The same, at a rank; changing it is part of the step."""
+
+        def step() -> None:
+            self.module.resize(rank)  # type: ignore[operator]
+            self()
+
+        return step
+
+
+def copy_factors(ours: nn.Module, theirs: nn.Module) -> None:
+    """Give PEFT's layers the factors of ours, after filling ours with something to compare."""
+    peft = {n.removeprefix("base_model.model."): m for n, m in theirs.named_modules()}
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for name, layer in ours.named_modules():
+            if isinstance(layer, DynamicLoRALinear):
+                # From a generator of its own, so that every arm gets the same.
+                layer.lora_A.normal_(0, 0.05, generator=generator)
+                layer.lora_B.normal_(0, 0.05, generator=generator)
+                twin: Any = peft[name]
+                twin.lora_A["default"].weight.copy_(layer.lora_A)
+                twin.lora_B["default"].weight.copy_(layer.lora_B)
+
+
+def same_losses(arms: Sequence[Trained], batch: Batch) -> list[float]:
+    """Losses of the arms on a batch under the same dropout; raises where they differ."""
+    losses = []
+    for arm in arms:
+        torch.manual_seed(1)
+        losses.append(float(arm.loss(batch).detach()))
+    if max(losses) - min(losses) > 1e-4:
+        raise RuntimeError(f"the arms do not compute the same thing: losses {losses}")
+    return losses
+
+
+def rank_zero(batches: Sequence[Batch], student: str) -> Trained:
+    """The frozen encoder without adapters, and the backward pass that adapters would need."""
+    arm = Trained(FineTuning, batches, student=student, train="head")
+    first = arm.module.student.get_submodule("bert.encoder.layer.0.attention.self")
+    for name in ("query", "value"):
+        first.get_submodule(name).register_forward_hook(lambda *args: args[-1].requires_grad_())
+    return arm
+
+
+def compare_steps(given: argparse.Namespace) -> tuple[list[Check], dict[str, Any]]:
+    """The whole step against PEFT's and against the limits."""
+    batches = token_batches(4, given.batch_size, given.length, 30522, given.seed)
+    peft = Trained(LoRA, batches, student=given.student, rank=MAX_RANK)
+    arms = {
+        update: Trained(DyLoRA, batches, student=given.student, max_rank=MAX_RANK, update=update)
+        for update in UPDATES
+    }
+    for arm in arms.values():
+        copy_factors(arm.module.student, peft.module.student)
+    losses = same_losses([peft, *arms.values()], batches[0])
+    print(f"losses before training, rank {MAX_RANK}: {losses} (PEFT, frozen, full)")
+    systems: dict[str, Callable[[], object]] = {}
+    for rank in RANKS:  # a PEFT step beside every pair of ours
+        systems[f"frozen {rank}"] = arms["frozen"].at(rank)
+        systems[f"PEFT {rank}"] = peft
+        systems[f"full {rank}"] = arms["full"].at(rank)
+    systems["head only"] = Trained(FineTuning, batches, student=given.student, train="head")
+    systems["rank 0"] = rank_zero(batches, given.student)
+    seconds = interleaved(systems, given.rounds, given.warmup)
+    means = {
+        arm: mean_by_round([seconds[f"{arm} {rank}"] for rank in RANKS])
+        for arm in (*UPDATES, "PEFT")
+    }
+    print(f"\n{'step':>12} | milliseconds, median and quartiles")
+    for name in ("head only", "rank 0", *(f"{u} {r}" for u in UPDATES for r in RANKS)):
+        print(f"{name:>12} | {Spread.of(seconds[name]).scaled(1e3)}")
+    print(f"{'PEFT r=8':>12} | {Spread.of(means['PEFT']).scaled(1e3)}")
+    against = {update: ratio(means[update], means["PEFT"]) for update in UPDATES}
+    limits = {n: ratio(seconds[n], means["PEFT"]).median for n in ("head only", "rank 0")}
+    print(f"limits / PEFT: {limits}")
+    checks = [
+        Check("mean step, frozen update / PEFT r=8", against["frozen"], 1.00),
+        Check("mean step, full update / PEFT r=8", against["full"], 1.00),
+        *(
+            Check(f"step at rank 8, {u} update / PEFT r=8", ratio(seconds[f"{u} 8"], means["PEFT"]), 1.05)
+            for u in UPDATES
+        ),
+    ]
+    return checks, {"limits": limits, "losses": losses}
+
+
+def lycoris_layer() -> tuple[nn.Module, nn.Module]:
+    """LyCORIS's DyLoRA on one linear layer, and the adapter with its factors.
+
+    Raises:
+        ImportError: It is not installed.
+    """
+    logging.getLogger("LyCORIS").setLevel(logging.ERROR)
+    import lycoris
+
+    layer = nn.Sequential(nn.Linear(LAYER_SIZE, LAYER_SIZE)).requires_grad_(False)
+    settings = {"linear_dim": MAX_RANK, "linear_alpha": 16, "algo": "dylora", "block_size": 1}
+    network = lycoris.create_lycoris(layer, 1.0, **settings)
+    network.apply_to()
+    for parameter in network.parameters():
+        nn.init.normal_(parameter, std=0.05)
+    return layer, network
+
+
+def compare_layers(given: argparse.Namespace) -> tuple[list[Check], dict[str, Any]]:
+    """One layer against LyCORIS's."""
+    try:
+        layer, network = lycoris_layer()
+    except ImportError:
+        print("\nno lycoris-lora here, so it is not compared: pip install 'lightning-kd[bench]'")
+        return [], {}
+    theirs: Any = network.loras[0]  # type: ignore[index]
+    ours = {}
+    for update in UPDATES:
+        base = nn.Linear(LAYER_SIZE, LAYER_SIZE)
+        base.load_state_dict(layer[0].state_dict())  # type: ignore[index]
+        ours[update] = DynamicLoRALinear(base, MAX_RANK)
+        ours[update].lora_A.data = torch.cat([p.data for p in theirs.down_list])
+        ours[update].lora_B.data.copy_(torch.cat([p.data for p in theirs.up_list], dim=1))
+    x = torch.randn(LAYER_TOKENS, LAYER_SIZE, requires_grad=True)
+    signal = torch.randn(LAYER_TOKENS, LAYER_SIZE)
+    with torch.no_grad():
+        ours["full"].set_rank(MAX_RANK)
+        delta = theirs.get_diff_weight(rank=MAX_RANK - 1)[0]  # counted from 0 there
+        error = (ours["full"](x) - theirs.org_forward(x) - x @ delta.t()).abs().max().item()
+    if error > 1e-3:
+        raise RuntimeError(f"the layers do not compute the same thing: they differ by {error}")
+    random.seed(given.seed)  # LyCORIS draws its ranks itself
+
+    def times(module: nn.Module) -> None:
+        module(x).backward(signal)
+        x.grad = None
+        for parameter in module.parameters():
+            parameter.grad = None
+
+    def swept(module: nn.Module, update: str) -> None:
+        for rank in RANKS:
+            module.set_rank(rank, rank - 1 if update == "frozen" else 0)  # type: ignore[operator]
+            times(module)
+
+    def drawn() -> None:
+        for _ in RANKS:
+            times(layer)
+            for parameter in network.parameters():
+                parameter.grad = None
+
+    seconds = interleaved(
+        {
+            "LyCORIS": drawn,
+            "frozen": lambda: swept(ours["frozen"], "frozen"),
+            "full": lambda: swept(ours["full"], "full"),
+        },
+        given.layer_rounds,
+        given.warmup,
+    )
+    print(f"\none layer, {LAYER_SIZE} wide, {LAYER_TOKENS} tokens | milliseconds forward and backward")
+    for name, values in seconds.items():
+        print(f"{name:>12} | {Spread.of(values).scaled(1e3 / MAX_RANK)}")
+    checks = [
+        Check(f"LyCORIS / layer, {u} update", ratio(seconds["LyCORIS"], seconds[u]), 1.5, at_most=False)
+        for u in UPDATES
+    ]
+    return checks, {"largest difference to LyCORIS": error}
+
+
+def main() -> None:
+    """Measure and report."""
+    given = options()
+    start(given)
+    steps, facts = compare_steps(given)
+    layers, more = compare_layers(given)
+    report("dylora_step", *steps, *layers, threads=given.threads, **facts, **more)
+
+
+if __name__ == "__main__":
+    main()

@@ -28,6 +28,42 @@ def decay_groups(
     return [group for group in groups if group["params"]]
 
 
+def nested_groups(
+    factors: Iterable[tuple[nn.Parameter, nn.Parameter]],
+    named_parameters: Iterable[tuple[str, nn.Parameter]],
+    weight_decay: float,
+) -> list[dict[str, Any]]:
+    """Parameter groups for `NestedAdamW`: both factors of each adapter, then whatever else trains.
+
+    Args:
+        factors: ``(lora_A [R, d], lora_B [m, R])`` of each adapter.
+        named_parameters: All parameters of the module, the factors among them.
+        weight_decay: Of matrices.
+    """
+    first, second = zip(*factors, strict=True)
+    ids = {id(parameter) for parameter in (*first, *second)}
+    rest = [(name, parameter) for name, parameter in named_parameters if id(parameter) not in ids]
+    return [
+        {"params": list(first), "component_dim": 0, "weight_decay": weight_decay},
+        {"params": list(second), "component_dim": 1, "weight_decay": weight_decay},
+        *decay_groups(rest, weight_decay),
+    ]
+
+
+def require_whole_parameters(strategy: object) -> None:
+    """Refuse a strategy that flattens or shards parameters: components cannot be told apart there.
+
+    Raises:
+        ValueError: It is one; the message names the way out.
+    """
+    for kind in type(strategy).__mro__:
+        if kind.__name__ in ("FSDPStrategy", "ModelParallelStrategy", "DeepSpeedStrategy"):
+            raise ValueError(
+                f"{kind.__name__} hides the components of a parameter from the strict optimizer; "
+                "use --model.optimizer_semantics dense, or the ddp strategy"
+            )
+
+
 def lr_scheduler(
     optimizer: Optimizer, schedule: str, warmup_fraction: float, max_steps: int
 ) -> LRScheduler:
@@ -142,4 +178,11 @@ class NestedAdamW(Optimizer):
         weight.addcdiv_(mean, denominator, value=-group["lr"])
 
 
-__all__ = ["LR_SCHEDULES", "NestedAdamW", "decay_groups", "lr_scheduler"]
+__all__ = [
+    "LR_SCHEDULES",
+    "NestedAdamW",
+    "decay_groups",
+    "lr_scheduler",
+    "nested_groups",
+    "require_whole_parameters",
+]

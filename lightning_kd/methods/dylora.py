@@ -44,12 +44,9 @@ from lightning_kd.nn import (
     replace_modules,
     sample_ranks,
 )
-from lightning_kd.optim import NestedAdamW, decay_groups
+from lightning_kd.optim import NestedAdamW, nested_groups, require_whole_parameters
 from lightning_kd.paper import Paper
 from lightning_kd.tasks import Prediction, Task
-
-ONE_PIECE_STRATEGIES = ("FSDPStrategy", "ModelParallelStrategy", "DeepSpeedStrategy")
-"""Strategies that flatten or shard parameters, so that components cannot be told apart."""
 
 
 class DyLoRA(AdapterModule, Nested):
@@ -203,29 +200,15 @@ class DyLoRA(AdapterModule, Nested):
     def make_optimizer(self) -> Optimizer:
         if self.optimizer_semantics == "dense":
             return super().make_optimizer()
-        layers = self.adapters.values()
-        groups: list[dict[str, Any]] = [
-            {"params": [a.lora_A for a in layers], "component_dim": 0},
-            {"params": [a.lora_B for a in layers], "component_dim": 1},
-        ]
-        for group in groups:
-            group["weight_decay"] = self.weight_decay
-        factors = {id(p) for group in groups for p in group["params"]}
-        rest = [(n, p) for n, p in self.named_parameters() if id(p) not in factors]
-        groups += decay_groups(rest, self.weight_decay)
+        factors = [(a.lora_A, a.lora_B) for a in self.adapters.values()]
+        groups = nested_groups(factors, self.named_parameters(), self.weight_decay)
         return NestedAdamW(groups, self._active_components, lr=self.learning_rate)
 
     @override
     def setup(self, stage: str) -> None:
         super().setup(stage)
-        if stage != "fit" or self.optimizer_semantics == "dense":
-            return
-        kinds = {kind.__name__ for kind in type(self.trainer.strategy).__mro__}
-        for name in kinds & set(ONE_PIECE_STRATEGIES):
-            raise ValueError(
-                f"{name} hides the components of a parameter from the strict optimizer; "
-                "use --model.optimizer_semantics dense, or the ddp strategy"
-            )
+        if stage == "fit" and self.optimizer_semantics == "strict":
+            require_whole_parameters(self.trainer.strategy)
 
     # Every rank at once, one rank for good
 

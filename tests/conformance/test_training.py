@@ -174,6 +174,7 @@ class _Taught(FineTuning):
         return {"soft": self.task.soft_loss(student, taught, batch).mean()}
 
 
+@pytest.mark.filterwarnings("ignore:Found .* eval mode")  # of the one that can be seen
 def test_the_check_of_the_teacher_passes_a_hidden_one_and_fails_a_plain_one(tmp_path) -> None:
     task = tiny.TASKS["classification"]
     check_teacher(_Taught(tiny.model(), task), tmp_path / "hidden")

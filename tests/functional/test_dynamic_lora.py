@@ -67,11 +67,8 @@ def test_full_gradients_are_autograd_s_on_a_truncated_copy_and_zero_beyond(rank)
     assert not b.grad[:, rank:].any()
 
 
-@pytest.mark.parametrize("first", range(R))
-@pytest.mark.parametrize("rank", RANKS)
-def test_frozen_components_get_no_gradient_but_pass_the_input_s_unchanged(rank, first) -> None:  # A5
-    if first >= rank:
-        pytest.skip("a step trains at least one component")
+@pytest.mark.parametrize(("first", "rank"), [(f, r) for r in RANKS for f in range(r)])
+def test_frozen_components_get_no_gradient_but_pass_the_input_s_unchanged(first, rank) -> None:  # A5
     given = numbers(2, 3)
     gradients = []
     for num_frozen in (0, first):
