@@ -61,6 +61,7 @@ def _new_run_dir(recipe: str) -> Path:
 
 @contextmanager
 def shared(run_dir: Path) -> Iterator[None]:
+    """Within the block, processes that are started write to ``run_dir`` too."""
     before = os.environ.get(RUN_DIR)
     os.environ[RUN_DIR] = str(run_dir)
     try:

@@ -127,8 +127,7 @@ class DyLoRA(AdapterModule, Nested):
                 "rank_sync=per_process needs optimizer_semantics=dense: the strict optimizer must "
                 "treat the same components as active on every process"
             )
-        self.update, self.evaluation = update, evaluation
-        self.optimizer_semantics = optimizer_semantics
+        self.update, self.evaluation, self.semantics = update, evaluation, optimizer_semantics
         heads = head_modules(self.student) if modules_to_save is None else modules_to_save
         self.modules_to_save = list(heads)
         # The head is no target, and neither is the pooler when it trains whole.
@@ -146,10 +145,10 @@ class DyLoRA(AdapterModule, Nested):
         self._candidates = self._check_candidates(sampler, min_rank, max_rank)
         if evaluation_ranks == []:
             raise ValueError("evaluation_ranks is empty; give at least one rank, or None for all")
-        for rank in (*(evaluation_ranks or ()), max_rank if predict_rank is None else predict_rank):
-            self._any_adapter.check_rank(rank)
-        self._evaluation_ranks = evaluation_ranks
+        self._evaluation_ranks = self._candidates if evaluation_ranks is None else evaluation_ranks
         self.predict_rank = max_rank if predict_rank is None else predict_rank
+        for rank in (*self._evaluation_ranks, self.predict_rank):
+            self._any_adapter.check_rank(rank)
         distribution = "uniform" if isinstance(sampler, list) else sampler
         self.sampler = SizeSampler(self._candidates, distribution, geometric_p, seed, rank_sync)
         self.resize(max_rank)
@@ -181,13 +180,12 @@ class DyLoRA(AdapterModule, Nested):
     @property
     @override
     def size(self) -> int:
-        rank = self._any_adapter.rank
-        return self._any_adapter.max_rank if rank is None else rank
+        return self._any_adapter.rank or self._any_adapter.max_rank
 
     @property
     @override
     def evaluation_sizes(self) -> Sequence[int]:
-        return self._candidates if self._evaluation_ranks is None else self._evaluation_ranks
+        return self._evaluation_ranks
 
     @override
     def num_trainable_parameters(self, size: int | None = None) -> int:
@@ -198,7 +196,7 @@ class DyLoRA(AdapterModule, Nested):
 
     @override
     def make_optimizer(self) -> Optimizer:
-        if self.optimizer_semantics == "dense":
+        if self.semantics == "dense":
             return super().make_optimizer()
         factors = [(a.lora_A, a.lora_B) for a in self.adapters.values()]
         groups = nested_groups(factors, self.named_parameters(), self.weight_decay)
@@ -207,7 +205,7 @@ class DyLoRA(AdapterModule, Nested):
     @override
     def setup(self, stage: str) -> None:
         super().setup(stage)
-        if stage == "fit" and self.optimizer_semantics == "strict":
+        if stage == "fit" and self.semantics == "strict":
             require_whole_parameters(self.trainer.strategy)
 
     # Every rank at once, one rank for good
