@@ -138,7 +138,7 @@ def compare_steps(given: argparse.Namespace) -> tuple[list[Check], dict[str, Any
         systems[f"full {rank}"] = arms["full"].at(rank)
     systems["head only"] = Trained(FineTuning, batches, student=given.student, train="head")
     systems["rank 0"] = rank_zero(batches, given.student)
-    seconds = interleaved(systems, given.rounds, given.warmup)
+    seconds = interleaved(systems, given)
     means = {
         arm: mean_by_round([seconds[f"{arm} {rank}"] for rank in RANKS])
         for arm in (*UPDATES, "PEFT")
@@ -227,8 +227,8 @@ def compare_layers(given: argparse.Namespace) -> tuple[list[Check], dict[str, An
             "frozen": lambda: swept(ours["frozen"], "frozen"),
             "full": lambda: swept(ours["full"], "full"),
         },
+        given,
         given.layer_rounds,
-        given.warmup,
     )
     print(f"\none layer, {LAYER_SIZE} wide, {LAYER_TOKENS} tokens | milliseconds forward and backward")
     for name, values in seconds.items():

@@ -18,13 +18,13 @@ import lightning as L
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint, ProgressBar, RichProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
-from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from lightning.pytorch.plugins import CheckpointIO
 from typing_extensions import override
 
 from lightning_kd.checkpoint_io import AtomicCheckpointIO
 from lightning_kd.data import BenchmarkDataModule
 from lightning_kd.errors import USER_ERRORS, explain
+from lightning_kd.loggers import Events, MetricsFile
 from lightning_kd.methods import TaskModule
 from lightning_kd.outcome import Outcome
 from lightning_kd.runs import STAGES, shared, with_settings
@@ -38,6 +38,15 @@ class _SaveConfig(SaveConfigCallback):
         path = Path(trainer.default_root_dir) / "config.yaml"
         path.parent.mkdir(parents=True, exist_ok=True)
         self.parser.save(self.config, path, skip_none=False, overwrite=True, multifile=False)
+
+
+class _LastInsideEpoch(ModelCheckpoint):
+    """Leaves out the step that ends an epoch: resumed from there, a run would not validate."""
+
+    @override
+    def on_train_batch_end(self, trainer: L.Trainer, *args: Any, **kwargs: Any) -> None:
+        if not trainer.is_last_batch:
+            super().on_train_batch_end(trainer, *args, **kwargs)
 
 
 class RecipeCLI(LightningCLI):
@@ -105,18 +114,19 @@ class RecipeCLI(LightningCLI):
         has_bar = any(isinstance(callback, ProgressBar) for callback in callbacks)
         if config.enable_progress_bar is not False and not has_bar:
             callbacks.append(RichProgressBar(refresh_rate=2))
-        if self.subcommand == "fit" and config.enable_checkpointing is not False:
+        if self.subcommand != "fit":
+            kwargs["enable_checkpointing"] = False
+        elif config.enable_checkpointing is not False:
             callbacks += self._checkpoints()
         plugins = config.plugins or []
         plugins = list(plugins) if isinstance(plugins, list) else [plugins]
         if not any(isinstance(plugin, CheckpointIO) for plugin in plugins):
             plugins.append(AtomicCheckpointIO())
         kwargs = {"default_root_dir": str(self.run_dir), "callbacks": callbacks, **kwargs}
+        if config.enable_model_summary is None:  # one line says it; see before_fit
+            kwargs["enable_model_summary"] = False
         if config.logger is None or config.logger is True:
-            kwargs["logger"] = [
-                CSVLogger(self.run_dir, name="", version=""),
-                TensorBoardLogger(self.run_dir, name="", version=""),
-            ]
+            kwargs["logger"] = [MetricsFile(self.run_dir), Events(self.run_dir)]
         return super().instantiate_trainer(plugins=plugins, **kwargs)
 
     def _checkpoints(self) -> list[ModelCheckpoint]:
@@ -129,17 +139,28 @@ class RecipeCLI(LightningCLI):
             enable_version_counter=False,
         )
         every = self._get(self.config_init, "save_every_n_steps")
+        last: dict[str, Any] = {
+            "dirpath": folder,
+            "filename": "last",
+            "enable_version_counter": False,
+        }
+        # After an epoch rather than after validation, which may come inside an accumulation window.
         return [
             self._best,
-            ModelCheckpoint(
-                folder, filename="last", every_n_train_steps=every, enable_version_counter=False
-            ),
-            ModelCheckpoint(folder, filename="last", enable_version_counter=False),
+            _LastInsideEpoch(every_n_train_steps=every, **last),
+            ModelCheckpoint(save_on_train_epoch_end=True, **last),
         ]
 
     def before_fit(self) -> None:
-        """Start the clock."""
+        """Say what is about to train, and start the clock."""
         self._started = perf_counter()
+        whole = sum(parameter.numel() for parameter in self.model.parameters())
+        name = f"{type(self.model).__name__} on {self.datamodule.benchmark}/{self.model.task.name}"
+        if self.trainer.is_global_zero:
+            print(  # noqa: T201 - what a user wants to know before waiting
+                f"{name}: {self.model.num_trainable_parameters():,} of {whole:,} weights train; "
+                f"writing to {self.run_dir}"
+            )
 
     def after_fit(self) -> None:
         """Evaluate the best weights, choose, export, report."""
@@ -221,6 +242,8 @@ def run(
     warnings.filterwarnings("ignore", "LightningCLI's args parameter")
     warnings.filterwarnings("ignore", ".*LeafSpec.*is deprecated")  # Lightning 2.6 on torch 2.13
     warnings.filterwarnings("ignore", ".*does not have many workers")  # the data are in memory
+    warnings.filterwarnings("ignore", "Checkpoint directory .* is not empty")  # it is resumed
+    warnings.filterwarnings("ignore", "Be aware that when using `ckpt_path`")  # as evaluation does
     given = list(sys.argv[1:] if args is None else args)
     recipe = Path(sys.argv[0] if recipe is None else recipe)
     try:

@@ -10,14 +10,13 @@ from lightning_kd.errors import USER_ERRORS, explain
 
 def export(checkpoint: Path, rank: int | None = None, output: Path | None = None) -> None:
     """Write a Hugging Face folder from a checkpoint: a PEFT adapter, or a whole model."""
-    import torch
-
     from lightning_kd import methods
+    from lightning_kd.checkpoint_io import AtomicCheckpointIO
     from lightning_kd.nested import Nested
 
     if not checkpoint.is_file():
         raise FileNotFoundError(f"there is no checkpoint {checkpoint}; give the path of a .ckpt")
-    written: dict[str, Any] = torch.load(checkpoint, map_location="cpu", weights_only=True)
+    written: dict[str, Any] = AtomicCheckpointIO().load_checkpoint(checkpoint)
     name = written.get("lightning_kd", {}).get("method")
     if name not in methods.METHODS:
         raise ValueError(f"{checkpoint} was not written by a method of lightning-kd")

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor
 
@@ -93,8 +94,11 @@ def cut_adapter(
 def paste_adapter(layers: Mapping[str, DynamicLoRALinear], adapter: Adapter) -> None:
     """Make an adapter the first components of dynamic ones; at its rank they then agree.
 
+    Components beyond its rank start again: A random, B zero.
+
     Raises:
-        ValueError: It adapts other layers, or has more components than there is room for.
+        ValueError: It adapts other layers, or has more components than there is room for; nothing
+            was changed then.
     """
     if set(adapter.factors) != set(layers):
         raise ValueError(
@@ -102,9 +106,18 @@ def paste_adapter(layers: Mapping[str, DynamicLoRALinear], adapter: Adapter) -> 
             f"{sorted(layers)[:3]}...; use the same target_modules"
         )
     for name, layer in layers.items():
-        rank = layer.check_rank(adapter.rank)
+        layer.check_rank(adapter.rank)
+        lora_a, lora_b = adapter.factors[name]
+        if (lora_a.shape[1], lora_b.shape[0]) != (layer.in_features, layer.out_features):
+            raise ValueError(
+                f"{name} is {lora_a.shape[1]} -> {lora_b.shape[0]} in the adapter and "
+                f"{layer.in_features} -> {layer.out_features} in the model; use its base model"
+            )
+    for name, layer in layers.items():
+        rank = adapter.rank
         lora_a, lora_b = adapter.factors[name]
         ratio = adapter.scale / layer.scale(rank)  # a ratio of 1 leaves the bits alone
+        layer.reset_parameters(rank)
         layer.lora_A.data[:rank] = lora_a
         layer.lora_B.data[:, :rank] = lora_b if ratio == 1 else lora_b * ratio
 
@@ -165,7 +178,7 @@ def read_peft(directory: str | Path) -> Adapter:
             "give the folder that PEFT or `lightning-kd export` wrote"
         )
     config = PeftConfig.from_pretrained(str(directory))
-    if not isinstance(config, LoraConfig) or config.use_dora or config.rank_pattern:
+    if not isinstance(config, LoraConfig) or not _is_plain(config):
         raise ValueError(f"{directory} is not a plain LoRA adapter of one rank; import one that is")
     factors: dict[str, dict[str, Tensor]] = {}
     saved: dict[str, Tensor] = {}
@@ -176,8 +189,18 @@ def read_peft(directory: str | Path) -> Adapter:
             factors.setdefault(layer, {})[factor] = value
         else:
             saved[name] = value
+    for layer, pair in factors.items():
+        if len(pair) != 2:
+            raise ValueError(
+                f"{layer} has only one of lora_A and lora_B in {weights}; give a complete adapter"
+            )
     pairs = {layer: (pair["lora_A"], pair["lora_B"]) for layer, pair in factors.items()}
     return Adapter(config.r, float(config.lora_alpha), bool(config.use_rslora), pairs, saved)
+
+
+def _is_plain(config: Any) -> bool:
+    per_layer = config.rank_pattern or config.alpha_pattern
+    return not (per_layer or config.use_dora or config.lora_bias or config.bias != "none")
 
 
 def common_targets(matched: Sequence[str], linear: Sequence[str]) -> list[str]:

@@ -16,7 +16,8 @@ def load_model(name_or_path: str | Any, task: Task) -> nn.Module:
     Args:
         name_or_path: A Hub name (``roberta-base``), a local Hugging Face folder, or a transformers
             ``PretrainedConfig`` for a randomly initialized model (tests).
-        task: Decides the head, its width and the names of its labels.
+        task: Decides the head, its width and the names of its labels. A saved head is used where it
+            has that width (MRPC after RTE), and a new one else (MRPC after MNLI).
 
     Raises:
         FileNotFoundError: It looks like a path, but there is no such folder.
@@ -31,15 +32,19 @@ def load_model(name_or_path: str | Any, task: Task) -> nn.Module:
             setattr(name_or_path, key, value)
         return _with_padding(head.from_config(name_or_path))
     check_local(name_or_path)
+    settings = {"output_loading_info": True, "ignore_mismatched_sizes": True}
     try:
         with _quiet():
             model, report = head.from_pretrained(
-                name_or_path, output_loading_info=True, **_head_settings(task)
+                str(Path(name_or_path).expanduser()) if name_or_path[0] == "~" else name_or_path,
+                **settings,
+                **_head_settings(task),
             )
     except OSError as error:
         raise unreachable(name_or_path, error) from error
     heads = tuple(f"{name}." for name in head_modules(model))
-    lost = [key for key in report["missing_keys"] if not key.startswith(heads)]
+    unfit = [*report["missing_keys"], *(key for key, *_ in report["mismatched_keys"])]
+    lost = sorted(key for key in unfit if not key.startswith(heads))
     if lost:
         raise ValueError(
             f"{name_or_path} has no weights for {lost[:4]}, which would start at random; "

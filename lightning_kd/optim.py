@@ -64,6 +64,14 @@ def require_whole_parameters(strategy: object) -> None:
             )
 
 
+def check_schedule(schedule: str, warmup_fraction: float) -> None:
+    """Raise `ValueError` for what `lr_scheduler` does not know, before anything is loaded."""
+    if schedule not in LR_SCHEDULES:
+        raise ValueError(f"lr_schedule must be one of {', '.join(LR_SCHEDULES)}, got {schedule!r}")
+    if not 0 <= warmup_fraction <= 1:
+        raise ValueError(f"warmup_fraction must be between 0 and 1, got {warmup_fraction}")
+
+
 def lr_scheduler(
     optimizer: Optimizer, schedule: str, warmup_fraction: float, max_steps: int
 ) -> LRScheduler:
@@ -80,10 +88,7 @@ def lr_scheduler(
     """
     from transformers import get_scheduler
 
-    if schedule not in LR_SCHEDULES:
-        raise ValueError(f"lr_schedule must be one of {', '.join(LR_SCHEDULES)}, got {schedule!r}")
-    if not 0 <= warmup_fraction <= 1:
-        raise ValueError(f"warmup_fraction must be between 0 and 1, got {warmup_fraction}")
+    check_schedule(schedule, warmup_fraction)
     return get_scheduler(
         "constant_with_warmup" if schedule == "constant" else schedule,
         optimizer,
@@ -111,6 +116,9 @@ class NestedAdamW(Optimizer):
         betas: Decay of the two moments, each in [0, 1).
         eps: Added to the denominator.
         weight_decay: :math:`\lambda`, decoupled.
+
+    Raises:
+        ValueError: A setting is out of its range.
     """
 
     def __init__(
@@ -122,6 +130,11 @@ class NestedAdamW(Optimizer):
         eps: float = 1e-8,
         weight_decay: float = 1e-2,
     ) -> None:
+        for name, value in (("lr", lr), ("eps", eps), ("weight_decay", weight_decay)):
+            if not value >= 0:
+                raise ValueError(f"{name} must be at least 0, got {value}")
+        if not all(0 <= beta < 1 for beta in betas):
+            raise ValueError(f"betas must be in [0, 1), got {betas}")
         self.active = active
         defaults = {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay}
         super().__init__(params, {**defaults, "component_dim": None})
@@ -165,8 +178,10 @@ class NestedAdamW(Optimizer):
         beta1, beta2 = group["betas"]
         key = (*step.tolist(), beta1, beta2)
         if key not in corrections:  # the adapters of a model share their history
-            first, second = 1 - beta1**step, (1 - beta2**step).sqrt()
-            corrections[key] = first.to(weight.device), second.to(weight.device)
+            age = step.double()  # in single precision 1 - 0.999 is off by 1e-5
+            both = torch.stack((1 - beta1**age, (1 - beta2**age).sqrt()))
+            first, second = both.float().to(weight.device)
+            corrections[key] = first, second
         # [components] against [components, features]; one number for whatever is dense
         first, second = (
             c if dim is None else c.view(-1, *[1] * (weight.dim() - 1)) for c in corrections[key]
@@ -181,6 +196,7 @@ class NestedAdamW(Optimizer):
 __all__ = [
     "LR_SCHEDULES",
     "NestedAdamW",
+    "check_schedule",
     "decay_groups",
     "lr_scheduler",
     "nested_groups",

@@ -1,6 +1,7 @@
 """Tiny models, data and methods: everything a test needs to run a method in milliseconds.
 
-`METHODS` holds one constructor per method; the conformance matrix fails on a method without one.
+`METHODS` holds one constructor per method and `ARGUMENTS` another value of each argument; the
+conformance matrix fails on what is missing.
 """
 
 from collections.abc import Callable
@@ -27,7 +28,7 @@ TASKS: dict[str, Task] = {
 
 
 def config(kind: str = "bert", **changes: Any) -> Any:
-    """A transformers config of some hundred weights: ``bert``, ``roberta``, ``gpt2`` or ``llama``."""
+    """A transformers config of some hundred weights: bert, roberta, gpt2 or llama."""
     import transformers
 
     wide = {"hidden_size": 8, "num_hidden_layers": 2, "num_attention_heads": 2}
@@ -103,7 +104,7 @@ def model_folder(folder: Path, kind: str = "bert", **changes: Any) -> Path:
     with torch.random.fork_rng():
         torch.manual_seed(0)
         made = load_model(config(kind, **changes), TASKS["classification"])
-    made.save_pretrained(folder)
+    made.save_pretrained(folder)  # type: ignore[operator]
     return tokenizer_folder(folder)
 
 
@@ -130,6 +131,33 @@ METHODS: dict[str, Callable[..., TaskModule]] = {
     "LoRA": lambda student, task, **k: LoRA(student, task, **{"rank": 4, **k}),
 }
 
+ARGUMENTS: dict[str, dict[str, Any]] = {
+    "TaskModule": {
+        "task": TASKS["regression"],
+        "learning_rate": 0.1,
+        "weight_decay": 0.9,
+        "warmup_fraction": 0.5,
+        "lr_schedule": "constant",
+    },
+    "DyLoRA": {
+        "max_rank": 3,
+        "min_rank": 3,
+        "alpha": 1.0,
+        "scaling": "alpha/R",
+        "update": "full",
+        "sampler": [2, 4],
+        "optimizer_semantics": "dense",
+        "dropout": 0.5,
+        "seed": 7,
+    },
+    "FineTuning": {"train": "head"},
+    "LoRA": {"rank": 2, "alpha": 1.0, "rslora": True, "dropout": 0.5},
+}
+"""Another value of each constructor argument: training with it must end elsewhere than without.
+
+Arguments with another effect are in `tests/conformance/arguments.py`.
+"""
+
 
 def method(name: str, task: Task = TASKS["classification"], seed: int = 0, **k: Any) -> TaskModule:
     """A method on a tiny BERT; equal arguments give equal weights."""
@@ -140,18 +168,18 @@ def method(name: str, task: Task = TASKS["classification"], seed: int = 0, **k: 
 
 
 def filled(module: Made, seed: int = 0) -> Made:
-    """The module itself, after its ``lora_B`` got random numbers: an adapter that does something."""
+    """The module itself with random ``lora_B`` and head: an adapter that does something."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, parameter in module.named_parameters():
-            if "lora_B" in name:
+            if parameter.requires_grad and "lora_A" not in name:
                 parameter.copy_(torch.randn(parameter.shape, generator=generator))
     return module
 
 
 def trainer(*callbacks: L.Callback, **options: Any) -> L.Trainer:
     """A trainer on one CPU that prints and writes nothing; two epochs unless told otherwise."""
-    quiet = dict.fromkeys(
+    quiet: dict[str, Any] = dict.fromkeys(
         ("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary"), False
     )
     quiet |= {"num_sanity_val_steps": 0, "max_epochs": 2}

@@ -8,6 +8,7 @@ import numpy as np
 from typing_extensions import override
 
 from lightning_kd.nested import Nested
+from lightning_kd.progress import logs_now, show
 
 
 def size_probabilities(
@@ -95,7 +96,10 @@ class SizeSampler(L.Callback):
         # global_step moves on when the optimizer has stepped, so it names the accumulation window.
         size = self.draw(trainer.global_step, trainer.global_rank)
         pl_module.resize(size)
-        pl_module.log(f"train/{pl_module.size_name}", float(size), prog_bar=True, batch_size=1)
+        name = f"train/{pl_module.size_name}"
+        show(trainer, name, float(size))
+        if logs_now(trainer):
+            pl_module.log(name, float(size), batch_size=1)
 
 
 __all__ = ["SizeSampler", "size_probabilities"]

@@ -8,12 +8,11 @@ from functools import cached_property, reduce
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-import lightning as L
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from lightning_kd.data.batches import ResumableLoader, ShardedBatches
+from lightning_kd.data.batches import ResumableDataModule, ResumableLoader, ShardedBatches
 from lightning_kd.data.encoding import (
     FORMAT_VERSION,
     Encoded,
@@ -44,7 +43,7 @@ class Transform(ABC):
         """A text that differs whenever the transform would give something else."""
 
 
-class BenchmarkDataModule(L.LightningDataModule, ABC):
+class BenchmarkDataModule(ResumableDataModule, ABC):
     """One task of a benchmark, tokenized once, with the splits kept apart.
 
     Test labels are mostly secret, so *validation* is the published dev set and there is no test
@@ -229,7 +228,8 @@ class BenchmarkDataModule(L.LightningDataModule, ABC):
         """Shuffled batches; the position is in the checkpoint."""
         split = self._splits("train")["train"]
         batches = self._batches(split, self.batch_size, shuffle=True)
-        return ResumableLoader(split, batch_size=None, sampler=batches, **self._loader_options())
+        options = self._loader_options()
+        return self.resumed(ResumableLoader(split, batch_size=None, sampler=batches, **options))
 
     def val_dataloader(self) -> list[DataLoader[Any]]:
         """One loader per name in `eval_splits("validate")`."""

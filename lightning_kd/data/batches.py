@@ -9,7 +9,9 @@ import math
 from collections.abc import Iterator, Sequence
 from typing import Any, cast
 
+import lightning as L
 import torch
+from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
 from torch.utils.data import DataLoader, DistributedSampler
 
@@ -159,6 +161,37 @@ class ResumableLoader(DataLoader[Any]):
         """Continue after ``state["batch"]`` batches of epoch ``state["epoch"]``."""
         self._resume = state["epoch"], state["batch"]
         self._epoch, self._batch = self._resume
+
+
+class ResumableDataModule(L.LightningDataModule):
+    """Gives a resumed run's training loader the position that the checkpoint holds.
+
+    Lightning saves the position of the loader, but does not hand it back where it had to make the
+    loader before it restored the loops: to estimate the number of steps of ``max_epochs``, say. The
+    data module is restored before that.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._training: ResumableLoader | None = None
+        self._position: dict[str, int] | None = None
+
+    def resumed(self, loader: ResumableLoader) -> ResumableLoader:
+        """``loader`` as the training loader, at the position that was restored, if any."""
+        if self._position is not None:
+            loader.load_state_dict(self._position)
+            self._position = None
+        self._training = loader
+        return loader
+
+    def state_dict(self) -> dict[str, Any]:
+        """The training loader's position."""
+        return {} if self._training is None else dict(self._training.state_dict())
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Keep a position for the next training loader; a stage that only evaluates has none."""
+        fits = self.trainer is None or self.trainer.state.fn == TrainerFn.FITTING
+        self._position = state_dict or None if fits else None
 
 
 def _cut(order: Tensor, size: int) -> list[Tensor]:

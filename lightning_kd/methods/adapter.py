@@ -41,8 +41,10 @@ class AdapterModule(TaskModule):
         prefix = kwargs.get("prefix", "")
         kept = {prefix + n for n, p in self._all_parameters() if p.requires_grad}
         kept |= {prefix + n for n, _ in self.named_buffers()}
-        full = super().state_dict(*args, **kwargs)
-        return {name: value for name, value in full.items() if name in kept}
+        full: dict[str, Any] = super().state_dict(*args, **kwargs)
+        for name in [n for n in full if n.startswith(prefix) and n not in kept]:
+            del full[name]  # in place: a module around this one passes the dict to be filled
+        return full
 
     def load_state_dict(
         self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False

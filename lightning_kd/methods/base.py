@@ -1,10 +1,13 @@
 """What every method stands on: a training step, validation at every size, clean checkpoints."""
 
+import hashlib
+import operator
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
+from functools import reduce
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, NoReturn
 
 import lightning as L
 import torch
@@ -18,8 +21,9 @@ from lightning_kd.evaluation import Evaluation
 from lightning_kd.export import atomic_directory
 from lightning_kd.models import load_model
 from lightning_kd.nested import Nested
-from lightning_kd.optim import decay_groups, lr_scheduler
+from lightning_kd.optim import check_schedule, decay_groups, lr_scheduler
 from lightning_kd.paper import Paper
+from lightning_kd.progress import Progress, logs_now, show
 from lightning_kd.tasks import Prediction, Task, task_named
 
 Batch = dict[str, Tensor]
@@ -43,7 +47,7 @@ class TaskModule(L.LightningModule, ABC):
             learning rate and the decay.
 
     Raises:
-        ValueError: Unknown task or schedule.
+        ValueError: Unknown task or schedule, or a fraction outside [0, 1].
     """
 
     paper: ClassVar[Paper]
@@ -59,6 +63,7 @@ class TaskModule(L.LightningModule, ABC):
         optimizer: OptimizerCallable | None = None,
     ) -> None:
         super().__init__()
+        check_schedule(lr_schedule, warmup_fraction)
         self.task = task_named(task) if isinstance(task, str) else task
         self.learning_rate, self.weight_decay = learning_rate, weight_decay
         self.warmup_fraction, self.lr_schedule = warmup_fraction, lr_schedule
@@ -66,6 +71,7 @@ class TaskModule(L.LightningModule, ABC):
         self.student = student if isinstance(student, nn.Module) else load_model(student, self.task)
         self.evaluations: dict[tuple[str, int | None], Evaluation] = {}
         self._last_terms: dict[str, Tensor] = {}
+        self._dropout_seed = 0
         # Objects do not belong into a file that is loaded with weights_only=True.
         given = {"student": student, "task": task, "optimizer": optimizer}
         ignored = [name for name, value in given.items() if not isinstance(value, str)]
@@ -107,25 +113,39 @@ class TaskModule(L.LightningModule, ABC):
         if stage == "fit":
             # Hugging Face models arrive in eval mode and Lightning leaves them there.
             self.student.train()
+            self._dropout_seed = torch.initial_seed()  # the run's own, or else the checkpoint's
+
+    @override
+    def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
+        # Dropout is a function of (seed, batch, process), so that a resumed run repeats it.
+        key = f"{self._dropout_seed}/{Progress.of(self.trainer).step}/{self.global_rank}"
+        seed = int.from_bytes(hashlib.sha256(key.encode()).digest()[:7], "big")
+        # torch.manual_seed seeds every kind of device, which takes a third of a millisecond.
+        torch.default_generator.manual_seed(seed)
+        if self.device.type != "cpu":
+            torch.get_device_module(self.device).manual_seed(seed)
 
     @override
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         terms = self.objective(batch)
         self._last_terms = {name: term.detach() for name, term in terms.items()}
-        loss = torch.stack(list(terms.values())).sum()
-        # Asking a GPU for the value waits for it: there the check runs when values are logged.
-        if self._logs_now or loss.device.type == "cpu":
+        loss = reduce(operator.add, terms.values())
+        logs = logs_now(self.trainer)
+        # Asking a GPU for the value waits for it: there that happens when values are logged.
+        if logs or loss.device.type == "cpu":
             self._check_finite()
-        size = batch["labels"].shape[0]
-        self.log_dict({f"train/{k}": v for k, v in self._last_terms.items()}, batch_size=size)
-        self.log("loss", loss.detach(), prog_bar=True, logger=False, batch_size=size)
-        return loss
+            show(self.trainer, "loss", loss.item())
+        if logs:
+            size = batch["labels"].shape[0]
+            self.log_dict({f"train/{k}": v for k, v in self._last_terms.items()}, batch_size=size)
+        return loss * self._cut_window(batch_idx)
 
     @override
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
-        if self._logs_now:
+        if logs_now(self.trainer):
             grads = [p.grad for p in self.parameters() if p.grad is not None]
             self.log("train/grad_norm", torch.nn.utils.get_total_norm(grads))
+            self.log("train/learning_rate", optimizer.param_groups[0]["lr"])
 
     @override
     def configure_optimizers(self) -> OptimizerLRScheduler:
@@ -145,19 +165,22 @@ class TaskModule(L.LightningModule, ABC):
         groups = decay_groups(self.named_parameters(), self.weight_decay)
         return torch.optim.AdamW(groups, lr=self.learning_rate)
 
-    @property
-    def _logs_now(self) -> bool:
-        every: int = self.trainer.log_every_n_steps  # type: ignore[attr-defined]
-        return every > 0 and (self.trainer.global_step + 1) % every == 0
+    def _cut_window(self, batch_idx: int) -> float:
+        """Makes up for Lightning's dividing by a whole window where the epoch ends inside it."""
+        window = self.trainer.accumulate_grad_batches
+        left = self.trainer.num_training_batches - batch_idx // window * window
+        return window / min(window, left)
 
     def _check_finite(self) -> None:
         for name, term in self._last_terms.items():
             if not torch.isfinite(term):
-                raise FloatingPointError(
-                    f"the term {name} became {term.item()} at step {self.trainer.global_step}; "
-                    "the last checkpoint is kept: resume from it with a lower learning rate, "
-                    "gradient clipping or a wider precision"
-                )
+                self._stop(f"the term {name} became {term.item()}")
+
+    def _stop(self, what: str) -> NoReturn:
+        raise FloatingPointError(
+            f"{what} at step {self.trainer.global_step}; the last checkpoint is kept: resume from "
+            "it with a lower learning rate, gradient clipping or a wider precision"
+        )
 
     # Evaluation
 
@@ -214,7 +237,11 @@ class TaskModule(L.LightningModule, ABC):
     @override
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         self._check_finite()
+        for name, value in checkpoint["state_dict"].items():  # the last step may have spoilt them
+            if isinstance(value, Tensor) and not torch.isfinite(value).all():
+                self._stop(f"the weight {name} is not finite")
         checkpoint["lightning_kd"] = {"method": type(self).__name__, "task": self.task.name}
+        checkpoint["dropout_seed"] = self._dropout_seed
 
     @override
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -227,6 +254,7 @@ class TaskModule(L.LightningModule, ABC):
                 f"the checkpoint is of {written['method']} on {written['task']}, "
                 f"this is {ours['method']} on {ours['task']}; use the recipe that wrote it"
             )
+        self._dropout_seed = checkpoint.get("dropout_seed", self._dropout_seed)
 
     def export(self, directory: Path, size: int | None = None) -> None:
         """Write the student as a Hugging Face folder (weights as safetensors)."""

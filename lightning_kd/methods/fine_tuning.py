@@ -1,7 +1,7 @@
 """Fine-tuning: the baseline that every method is measured against.
 
-All weights learn the task, or only the head (``train="head"``): the two ends between which adapters
-lie.
+Devlin et al. (NAACL 2019), arXiv 1810.04805. All weights learn the task, or only the head
+(``train="head"``): the two ends between which adapters lie.
 """
 
 from typing import Any, Literal

@@ -15,6 +15,7 @@ from lightning_kd.export import atomic_directory
 from lightning_kd.methods.adapter import AdapterModule
 from lightning_kd.methods.base import Batch
 from lightning_kd.models import head_modules
+from lightning_kd.nn.dynamic_lora import check_lora
 from lightning_kd.paper import Paper
 from lightning_kd.tasks import Task
 
@@ -59,8 +60,9 @@ class LoRA(AdapterModule):
         super().__init__(student, task, learning_rate=learning_rate, **kwargs)
         from peft import LoraConfig, TaskType, get_peft_model
 
-        if rank < 1:
+        if type(rank) is not int or rank < 1:
             raise ValueError(f"rank must be a whole number of at least 1, got {rank}")
+        check_lora(alpha, dropout)
         heads = head_modules(self.student) if modules_to_save is None else modules_to_save
         config = LoraConfig(
             task_type=TaskType.SEQ_CLS,

@@ -28,6 +28,14 @@ def linear_shape(module: nn.Module) -> tuple[int, int] | None:
     return None
 
 
+def check_lora(alpha: float, dropout: float) -> None:
+    """Raise `ValueError` for constants that no LoRA layer can use."""
+    if not (math.isfinite(alpha) and alpha > 0):
+        raise ValueError(f"alpha must be a positive number, got {alpha}")
+    if not 0 <= dropout < 1:
+        raise ValueError(f"dropout must be in [0, 1), got {dropout}")
+
+
 class DynamicLoRALinear(nn.Module):
     r"""A frozen linear layer plus a low-rank update usable at every rank.
 
@@ -69,10 +77,7 @@ class DynamicLoRALinear(nn.Module):
             raise ValueError(f"max_rank must be a whole number of at least 1, got {max_rank}")
         if scaling not in LORA_SCALINGS:
             raise ValueError(f"scaling must be one of {', '.join(LORA_SCALINGS)}, got {scaling!r}")
-        if not (math.isfinite(alpha) and alpha > 0):
-            raise ValueError(f"alpha must be a positive number, got {alpha}")
-        if not 0 <= dropout < 1:
-            raise ValueError(f"dropout must be in [0, 1), got {dropout}")
+        check_lora(alpha, dropout)
         self.in_features, self.out_features = shape
         self.max_rank, self.alpha, self.scaling = max_rank, float(alpha), scaling
         self.base_layer = base_layer.requires_grad_(requires_grad=False)
@@ -91,6 +96,8 @@ class DynamicLoRALinear(nn.Module):
 
     def reset_parameters(self, first: int = 0) -> None:
         """Start components ``first``.. again: A Kaiming-uniform, bound ``1/sqrt(d)``; B zero."""
+        if first == self.max_rank:  # torch warns about initializing nothing
+            return
         with torch.no_grad():
             nn.init.kaiming_uniform_(self.lora_A[first:], a=math.sqrt(5))
             self.lora_B[:, first:].zero_()
@@ -113,7 +120,8 @@ class DynamicLoRALinear(nn.Module):
             raise RuntimeError(
                 f"the adapter is merged at rank {self.merged_rank}; unmerge() before set_rank()"
             )
-        self.rank, self.num_frozen = self.check_rank(rank), num_frozen
+        # Past nn.Module's slow __setattr__: a step does this for every layer of the model.
+        vars(self).update(rank=self.check_rank(rank), num_frozen=num_frozen)
 
     def set_sample_ranks(self, ranks: Int[Tensor, " n"] | None) -> None:
         """Give each example of the next batches a rank of its own; None goes back to one rank."""

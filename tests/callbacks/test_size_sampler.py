@@ -11,7 +11,7 @@ from lightning_kd.callbacks import SizeSampler, size_probabilities
 from lightning_kd.nested import Nested
 from tests import tiny
 
-DRAWS = 8_000  # of the sampler itself; numpy draws the same law 80,000 times below
+DRAWS = 8_000  # the spec asks for 80,000; those are in the slow lane
 GEOMETRIC = [0.502, 0.251, 0.125, 0.0627, 0.0314, 0.0157, 0.0078, 0.0039]  # the spec's table
 
 

@@ -1,11 +1,12 @@
-"""For every constructor argument another value, and where its effect is to be looked for.
+"""Constructor arguments whose effect shows elsewhere than in the trained weights, and where.
 
-A new argument must be entered here: the conformance matrix fails on one that is missing, and on
-one whose other value changes nothing.
+A new argument is entered here or, mostly, with a mere value in `tests/tiny.py`: the conformance
+matrix fails on one that is missing, and on one whose other value changes nothing.
 """
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -86,62 +87,48 @@ class Change:
 
 
 @dataclass(frozen=True)
-class Exported:
-    """Stands for the folder of an adapter of rank 2 that the method itself exported."""
+class Made:
+    """A value that is made for each test: from the method's name and an empty folder."""
 
-    def write(self, name: str, folder: Any) -> str:
-        """Export it."""
-        tiny.method(name, seed=5, max_rank=2).export(folder, 2)
-        return str(folder)
+    make: Callable[[str, Path], Any]
+
+
+def _exported(name: str, folder: Path) -> str:
+    """The folder of an adapter of rank 2 that the method itself trained and exported."""
+    tiny.method(name, seed=5, max_rank=2).export(folder / "adapter", 2)
+    return str(folder / "adapter")
 
 
 ARGUMENTS: dict[str, dict[str, Change]] = {
     "TaskModule": {
-        "student": Change(tiny.model(seed=1), at_start),
-        "task": Change(tiny.TASKS["regression"]),
-        "learning_rate": Change(0.1),
-        "weight_decay": Change(0.9),
-        "warmup_fraction": Change(0.5),
-        "lr_schedule": Change("constant"),
+        "student": Change(Made(lambda *_: tiny.model(seed=1)), at_start),
         "optimizer": Change(lambda parameters: SGD(parameters, lr=0.1)),
     },
-    "FineTuning": {"train": Change("head")},
     "LoRA": {
-        "rank": Change(2),
-        "alpha": Change(1.0),
-        "rslora": Change(True),
         "target_modules": Change(["key"], trainable_names),
         "modules_to_save": Change(["classifier"], trainable_names),
-        "dropout": Change(0.5),
     },
     "DyLoRA": {
-        "max_rank": Change(3),
-        "min_rank": Change(3),
-        "alpha": Change(1.0),
-        "scaling": Change("alpha/R"),
-        "update": Change("full"),
-        "sampler": Change([2, 4]),
         "geometric_p": Change(0.05, given={"sampler": "geometric"}),
         "rank_sync": Change(
             "per_process", draws_of_two_processes, given={"optimizer_semantics": "dense"}
         ),
-        "optimizer_semantics": Change("dense"),
         "target_modules": Change(["key"], trainable_names),
         "modules_to_save": Change(["classifier"], trainable_names),
-        "dropout": Change(0.5),
         "evaluation": Change("sweep", forward_passes),
         "evaluation_ranks": Change([1, 4], reported_sizes),
         "predict_rank": Change(1, predicted_at),
-        "adapter": Change(Exported(), at_start),
-        "seed": Change(7),
+        "adapter": Change(Made(_exported), at_start),
     },
 }
+"""Those whose effect is not simply other weights after training; all others: `tiny.ARGUMENTS`."""
 
 
 def change_of(name: str, argument: str) -> Change | None:
     """The entry of the method itself, or of what it inherits from."""
     for owner in getattr(methods, name).__mro__:
-        found = ARGUMENTS.get(owner.__name__, {}).get(argument)
-        if found is not None:
-            return found
+        if argument in ARGUMENTS.get(owner.__name__, {}):
+            return ARGUMENTS[owner.__name__][argument]
+        if argument in tiny.ARGUMENTS.get(owner.__name__, {}):
+            return Change(tiny.ARGUMENTS[owner.__name__][argument])
     return None

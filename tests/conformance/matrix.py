@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader
 
 from lightning_kd import methods
 from lightning_kd.checkpoint_io import AtomicCheckpointIO
-from lightning_kd.data.batches import ResumableLoader, ShardedBatches
+from lightning_kd.data.batches import ResumableDataModule, ResumableLoader, ShardedBatches
 from lightning_kd.frozen import Frozen
 from lightning_kd.methods import TaskModule
 from lightning_kd.tasks import Task
@@ -31,7 +31,7 @@ LAST_STEP = 4
 """Optimizer steps of the short runs; with three batches an epoch, step 2 is inside one."""
 
 
-class TinyData(L.LightningDataModule):
+class TinyData(ResumableDataModule):
     """Twelve examples of unequal lengths, shuffled and sharded as benchmarks' are."""
 
     def __init__(self, task: Task, batch_size: int = 4, examples: int = 12) -> None:
@@ -43,14 +43,14 @@ class TinyData(L.LightningDataModule):
     def _sampler(self, *, shuffle: bool) -> ShardedBatches:
         trainer = self.trainer
         assert trainer is not None
-        processes = {"num_replicas": trainer.world_size, "rank": trainer.global_rank}
+        processes: dict[str, Any] = {"num_replicas": trainer.world_size, "rank": trainer.global_rank}
         return ShardedBatches(len(self.rows), self.batch_size, **processes, shuffle=shuffle)
 
     def _options(self, *, shuffle: bool) -> dict[str, Any]:
         return {"batch_size": None, "sampler": self._sampler(shuffle=shuffle)}
 
     def train_dataloader(self) -> ResumableLoader:
-        return ResumableLoader(_Rows(self.rows), **self._options(shuffle=True))
+        return self.resumed(ResumableLoader(_Rows(self.rows), **self._options(shuffle=True)))
 
     def val_dataloader(self) -> list[DataLoader[Any]]:
         options = self._options(shuffle=False)

@@ -2,7 +2,7 @@
 
 import inspect
 import math
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -13,6 +13,7 @@ from lightning_kd import methods
 from lightning_kd.frozen import Frozen
 from lightning_kd.methods import FineTuning, TaskModule
 from lightning_kd.nested import Nested
+from lightning_kd.tasks import Regression
 from tests import tiny
 from tests.conformance.matrix import (
     TinyData,
@@ -29,15 +30,12 @@ from tests.conformance.matrix import (
 )
 
 
-def test_every_method_is_a_class_with_a_tiny_constructor() -> None:
-    exported = {
-        name
-        for name in methods.__all__
-        if inspect.isclass(getattr(methods, name)) and not inspect.isabstract(getattr(methods, name))
-    }
-    assert set(methods.METHODS) == exported
-    assert set(tiny.METHODS) == exported, "give the method a constructor in tests/tiny.py"
-    assert all(issubclass(getattr(methods, name), TaskModule) for name in exported)
+def test_every_method_is_named_and_has_a_tiny_constructor() -> None:
+    classes = [thing for thing in vars(methods).values() if inspect.isclass(thing)]
+    found = {c.__name__ for c in classes if issubclass(c, TaskModule) and not inspect.isabstract(c)}
+    assert set(methods.METHODS) == found
+    assert len(methods.METHODS) == len(found)
+    assert set(tiny.METHODS) == found, "give the method a constructor in tests/tiny.py"
 
 
 @every_task
@@ -62,8 +60,7 @@ def test_trains_validates_tests_and_predicts(name, kind, tmp_path) -> None:
     data = TinyData(task)
     tested = run.test(module, datamodule=data, verbose=False)
     assert {key for one in tested for key in one} == {k.replace("val/", "test/") for k in wanted}
-    answers = run.predict(module, datamodule=data)
-    assert answers is not None
+    answers: Any = run.predict(module, datamodule=data)
     assert sorted(int(i) for batch in answers for i in batch["idx"]) == list(range(12))
 
 
@@ -71,17 +68,20 @@ def test_trains_validates_tests_and_predicts(name, kind, tmp_path) -> None:
 @every_method
 def test_overfits_one_batch(name, kind) -> None:
     task = tiny.TASKS[kind]
-    module = tiny.method(name, task, learning_rate=0.02, weight_decay=0.0, lr_schedule="constant")
+    module = tiny.method(name, task, learning_rate=0.05, weight_decay=0.0, lr_schedule="constant")
     batch = tiny.batch(4, task)
     with torch.no_grad():
         at_first = float(task.hard_loss(module.predict(batch), batch).mean())
     loader = tiny.loader(4, 4, task)
-    trainer(max_steps=150, limit_val_batches=0).fit(module, loader, loader)
+    trainer(max_steps=60, limit_val_batches=0).fit(module, loader, loader)
     module.eval()
     with torch.no_grad():
         for size, prediction, _ in module.predictions(batch):
             loss = float(task.hard_loss(prediction, batch).mean())
-            assert loss < at_first / 10, f"size {size}: from {at_first:.3f} to {loss:.3f} only"
+            # not to 0: a method may weigh this loss against others
+            assert loss < at_first / 4, f"size {size}: from {at_first:.3f} to {loss:.3f} only"
+            if not isinstance(task, Regression):
+                assert torch.equal(task.decode(prediction), batch["labels"])
 
 
 @every_method
@@ -115,10 +115,11 @@ def test_every_term_is_finite_and_reaches_a_trainable_weight(name, kind) -> None
     for term, value in module.objective(tiny.batch(4, task)).items():
         assert value.shape == (), term
         assert torch.isfinite(value), term
-        reached = torch.autograd.grad(
+        reached: Any = torch.autograd.grad(
             value, list(trainable(module).values()), retain_graph=True, allow_unused=True
         )
-        assert any(g is not None and bool(g.any()) for g in reached), f"{term} moves nothing"
+        given = [gradient for gradient in reached if gradient is not None]
+        assert any(bool(g.any()) for g in given), f"{term} moves nothing"
 
 
 def check_teacher(module: TaskModule, folder) -> None:

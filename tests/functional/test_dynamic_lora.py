@@ -68,7 +68,9 @@ def test_full_gradients_are_autograd_s_on_a_truncated_copy_and_zero_beyond(rank)
 
 
 @pytest.mark.parametrize(("first", "rank"), [(f, r) for r in RANKS for f in range(r)])
-def test_frozen_components_get_no_gradient_but_pass_the_input_s_unchanged(first, rank) -> None:  # A5
+def test_frozen_components_get_no_gradient_but_pass_the_input_s_unchanged(
+    first, rank
+) -> None:  # A5
     given = numbers(2, 3)
     gradients = []
     for num_frozen in (0, first):

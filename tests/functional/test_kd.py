@@ -25,7 +25,9 @@ def by_definition(student: Tensor, teacher: Tensor, temperature: float) -> float
 def test_kd_loss_is_the_tempered_divergence_by_its_definition(temperature) -> None:
     student, teacher = logits(3)
     expected = by_definition(student, teacher, temperature)
-    assert kd_loss(student, teacher, temperature).item() == pytest.approx(expected, rel=1e-5, abs=1e-6)
+    assert kd_loss(student, teacher, temperature).item() == pytest.approx(
+        expected, rel=1e-5, abs=1e-6
+    )
 
 
 def test_kd_loss_has_one_value_per_prediction_whatever_the_leading_axes() -> None:

@@ -39,7 +39,7 @@ def peft_layer(ours: DynamicLoRALinear, rank: int) -> nn.Module:
         target_modules=["0"],
         fan_in_fan_out=isinstance(ours.base_layer, Conv1D),
     )
-    model = get_peft_model(nn.Sequential(copy.deepcopy(ours.base_layer)), config)  # type: ignore[arg-type]
+    model = get_peft_model(nn.Sequential(copy.deepcopy(ours.base_layer)), config)
     peft: nn.Module = model.get_submodule("base_model.model.0")
     state = dict(peft.named_parameters())
     with torch.no_grad():
@@ -156,7 +156,7 @@ def test_a_merged_layer_refuses_another_rank_another_merge_and_a_sweep() -> None
 def test_a_quantized_base_refuses_to_be_merged_into() -> None:
     ours = layer()
     ours.base_layer.weight = nn.Parameter(torch.zeros(M, D, dtype=torch.uint8), requires_grad=False)
-    with pytest.raises(RuntimeError, match="quantized Linear .* export"):
+    with pytest.raises(RuntimeError, match=r"quantized Linear .* export"):
         ours.merge(2)
     assert ours.merged_rank is None
 

@@ -21,7 +21,7 @@ def peft_picks(kind: str, target_modules: str | list[str] | None, whole: list[st
     )
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # about fan_in_fan_out and about transformers' renames
-        model = get_peft_model(tiny.model(kind), config)  # type: ignore[arg-type]
+        model = get_peft_model(tiny.model(kind), config)
     adapted = [n for n, m in model.named_modules() if isinstance(m, LoraLayer)]
     return [name.removeprefix("base_model.model.") for name in adapted]
 
@@ -36,7 +36,6 @@ TARGETS: dict[str, list[str | list[str] | None]] = {
         ["dense"],
         r".*\.(query|dense)",
         r"bert\.encoder\.layer\.1\..*(query|dense)",
-        "query",
     ],
     "roberta": [None, "all-linear", ["query"], ["dense"], r".*layer\.0.*value"],
     "gpt2": [None, "all-linear", ["c_attn", "c_proj"], ["attn.c_proj"], r".*mlp\.c_.*"],
@@ -54,9 +53,11 @@ def test_picks_the_layers_that_peft_picks(kind, target_modules) -> None:
     assert match_linear_layers(model, target_modules, exclude=heads) == theirs
 
 
-@pytest.mark.parametrize("target_modules", [[".*query"], ["Query"], "query.*", ["uery"], []])
+@pytest.mark.parametrize("target_modules", [[".*query"], ["Query"], "query", ["uery"], []])
 def test_matches_nothing_where_peft_does(target_modules) -> None:
-    with pytest.raises(ValueError, match=r"not found|No modules were targeted|cannot be empty|None"):
+    with pytest.raises(
+        ValueError, match=r"not found|No modules were targeted|cannot be empty|None"
+    ):
         peft_picks("bert", target_modules, [])
     with pytest.raises(ValueError, match="match no linear layer"):
         match_linear_layers(tiny.model("bert"), target_modules)
@@ -102,7 +103,7 @@ def test_a_model_without_a_default_asks_for_names() -> None:
 
 def test_replacement_puts_new_modules_where_the_old_ones_were() -> None:
     model = nn.Sequential(nn.Linear(2, 2), nn.Sequential(nn.Linear(2, 2), nn.ReLU()))
-    first, inner = model[0], model[1][0]
+    first, inner = model.get_submodule("0"), model.get_submodule("1.0")
     seen = []
 
     def make(old: nn.Module) -> nn.Module:
@@ -111,7 +112,7 @@ def test_replacement_puts_new_modules_where_the_old_ones_were() -> None:
 
     replace_modules(model, ["1.0", "0"], make)
     assert seen == [inner, first]
-    assert model[0][0] is first
-    assert model[1][0][0] is inner
+    assert model.get_submodule("0.0") is first
+    assert model.get_submodule("1.0.0") is inner
     x = torch.randn(3, 2)
     torch.testing.assert_close(model(x), inner(first(x).tanh()).tanh().relu())

@@ -1,0 +1,90 @@
+"""Recipes as commands on tiny models and data: what is the same for all of their tests."""
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml  # type: ignore[import-untyped]
+
+from lightning_kd import methods
+from lightning_kd.cli import RecipeCLI, run
+from lightning_kd.data import GLUE
+from tests import tiny
+from tests.kill import ROOT
+
+RECIPES = {"dylora_glue": "DyLoRA", "fine_tuning_glue": "FineTuning", "lora_glue": "LoRA"}
+"""The method of each recipe; `tests/meta/test_recipes.py` checks that none is missing."""
+
+every_recipe = pytest.mark.parametrize("stem", RECIPES)
+
+
+@dataclass(frozen=True)
+class Site:
+    """A folder with a tiny model and tiny SST-2 files, in which recipes run.
+
+    Attributes:
+        folder: Where ``runs/`` appears.
+        model: A Hugging Face folder.
+        data: Has SST-2 in it.
+    """
+
+    folder: Path
+    model: Path
+    data: Path
+
+    def settings(self, **more: Any) -> list[str]:
+        """Arguments of a short run: 32 examples in 8 batches, two epochs."""
+        values = {
+            "model.student": self.model,
+            "model.learning_rate": 0.02,
+            "data.data_dir": self.data,
+            "data.cache_dir": self.folder / "cache",
+            "data.batch_size": 4,
+            "data.max_length": 16,
+            "trainer.accelerator": "cpu",
+            "trainer.devices": 1,
+            "trainer.max_epochs": 2,
+            "trainer.accumulate_grad_batches": 1,
+            "trainer.log_every_n_steps": 1,
+            "trainer.num_sanity_val_steps": 0,
+            "trainer.enable_progress_bar": "false",
+            "trainer.enable_model_summary": "false",
+            **more,
+        }
+        return [f"--{key}={value}" for key, value in values.items()]
+
+    def run(self, stem: str, *args: str | Path) -> RecipeCLI:
+        """The command ``python recipes/<stem>.py *args``, in this process and this folder."""
+        method = getattr(methods, RECIPES[stem])
+        with pytest.MonkeyPatch.context() as patch:
+            patch.chdir(self.folder)
+            return run(method, GLUE, [str(a) for a in args], ROOT / "recipes" / f"{stem}.py")
+
+    def fit(self, stem: str, *args: str | Path, **more: Any) -> Path:
+        """A whole run with `settings`; returns its folder."""
+        return self.folder / self.run(stem, *args, *self.settings(**more)).run_dir
+
+    def runs(self) -> list[Path]:
+        """All run folders so far."""
+        return sorted(self.folder.glob("runs/*/*"))
+
+
+def make_site(folder: Path) -> Site:
+    """Fill a folder."""
+    return Site(folder, tiny.model_folder(folder / "model"), tiny.sst2_folder(folder / "data"))
+
+
+def summary(run_dir: Path) -> Any:
+    """The run's ``summary.json``."""
+    return json.loads((run_dir / "report" / "summary.json").read_text())
+
+
+def printed_config(capsys: pytest.CaptureFixture[str], command: Callable[[], object]) -> Any:
+    """What a command with ``--print_config`` prints, parsed."""
+    with pytest.raises(SystemExit) as end:
+        command()
+    assert end.value.code in (0, None)
+    return yaml.safe_load(capsys.readouterr().out)

@@ -1,0 +1,74 @@
+"""Every config and overlay parses with every recipe, and settings survive being written."""
+
+import os
+
+import pytest
+import yaml  # type: ignore[import-untyped]
+
+from tests.kill import ROOT
+from tests.recipes.command import every_recipe, printed_config
+
+OVERLAYS = sorted((ROOT / "configs" / "overlays").glob("*.yaml"))
+
+
+def flat(settings, prefix="") -> dict[str, object]:
+    found: dict[str, object] = {}
+    for key, value in settings.items():
+        if isinstance(value, dict):
+            found |= flat(value, f"{prefix}{key}.")
+        else:
+            found[prefix + key] = value
+    return found
+
+
+def test_overlays_are_found() -> None:
+    assert {"bf16", "ddp_cpu", "ddp_gpu", "debug", "offline"} <= {file.stem for file in OVERLAYS}
+
+
+@every_recipe
+def test_the_recipes_own_config_is_its_default(stem, site, capsys) -> None:
+    written = yaml.safe_load((ROOT / "configs" / f"{stem}.yaml").read_text())
+    printed = flat(printed_config(capsys, lambda: site.run(stem, "--print_config")))
+    assert {key: printed[key] for key in flat(written)} == flat(written)
+
+
+@every_recipe
+@pytest.mark.parametrize("overlay", OVERLAYS, ids=lambda file: file.stem)
+def test_overlay_parses_and_wins_over_the_recipes_config(stem, overlay, site, capsys) -> None:
+    written = flat(yaml.safe_load(overlay.read_text()))
+    assert written
+    command = ["--config", str(overlay), "--print_config"]
+    printed = flat(printed_config(capsys, lambda: site.run(stem, *command)))
+    assert {key: printed[key] for key in written} == written
+
+
+def test_overlays_stack_and_options_win(site, capsys) -> None:
+    overlays = [f"--config={ROOT}/configs/overlays/{name}.yaml" for name in ("offline", "debug")]
+    command = [*overlays, "--trainer.log_every_n_steps", "7", "--print_config"]
+    printed = printed_config(capsys, lambda: site.run("dylora_glue", *command))
+    assert printed["model"]["student"] == "assets/minilm"
+    assert printed["trainer"]["max_epochs"] == 1
+    assert printed["trainer"]["log_every_n_steps"] == 7
+
+
+@every_recipe
+def test_printed_settings_load_back_unchanged(stem, site, capsys, tmp_path) -> None:
+    printed = printed_config(capsys, lambda: site.run(stem, *site.settings(), "--print_config"))
+    file = tmp_path / "settings.yaml"
+    file.write_text(yaml.safe_dump(printed))
+    command = ["--config", file, "--print_config"]
+    assert printed_config(capsys, lambda: site.run(stem, *command)) == printed
+
+
+def test_the_config_of_a_run_is_what_ran(site, dylora_run, capsys) -> None:
+    command = ["--config", dylora_run / "config.yaml", "--print_config"]
+    again = printed_config(capsys, lambda: site.run("dylora_glue", *command))
+    assert again == yaml.safe_load((dylora_run / "config.yaml").read_text())
+    assert again["model"]["max_rank"] == 4
+
+
+def test_parsing_makes_no_run_folder_and_leaves_no_setting_behind(site, capsys) -> None:
+    before = site.runs()
+    printed_config(capsys, lambda: site.run("dylora_glue", "--print_config"))
+    assert site.runs() == before
+    assert not [name for name in os.environ if name.startswith("LIGHTNING_KD_RUN")]
