@@ -48,14 +48,14 @@ class Spread:
 
 
 def round_order(count: int, index: int) -> list[int]:
-    """Order of ``count`` systems in round ``index``: rotated by one, and odd rounds backwards.
+    """Order of ``count`` systems in round ``index``: rotated, and every other round backwards.
 
     Every system comes first equally often, and its neighbours come before it as often as after it.
 
-    >>> [round_order(3, index) for index in range(3)]
-    [[0, 1, 2], [0, 2, 1], [2, 0, 1]]
+    >>> [round_order(3, index) for index in range(4)]
+    [[0, 1, 2], [2, 1, 0], [1, 2, 0], [0, 2, 1]]
     """
-    order = [(index + place) % count for place in range(count)]
+    order = [(index // 2 + place) % count for place in range(count)]
     return order[::-1] if index % 2 else order
 
 

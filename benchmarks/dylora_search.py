@@ -48,6 +48,7 @@ class Run(Trained):
         self.steps, self.step = given.steps, 0
 
     def __call__(self) -> None:
+        """Take the steps of one turn."""
         for _ in range(self.steps):
             if isinstance(self.module, DyLoRA):
                 self.module.resize(self.module.sampler.draw(self.step))

@@ -18,7 +18,7 @@ uniformly.
 import argparse
 import logging
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import cycle
 from typing import Any
 
@@ -58,7 +58,9 @@ def options() -> argparse.Namespace:
 class Trained:
     """A method in training; calling it takes one optimizer step."""
 
-    def __init__(self, method: type[TaskModule], batches: Sequence[Batch], **arguments: Any) -> None:
+    def __init__(
+        self, method: type[TaskModule], batches: Sequence[Batch], **arguments: Any
+    ) -> None:
         torch.manual_seed(0)  # a new head starts the same in every method
         self.module = method(task="sst2", **arguments)
         self.module.student.train()
@@ -70,7 +72,8 @@ class Trained:
         return torch.stack(list(self.module.objective(batch).values())).sum()
 
     def __call__(self) -> None:
-        self.loss(next(self.batches)).backward()
+        """Forward, backward and the optimizer."""
+        torch.autograd.backward(self.loss(next(self.batches)))
         self.optimizer.step()
         self.optimizer.zero_grad()
 
@@ -144,9 +147,8 @@ def compare_steps(given: argparse.Namespace) -> tuple[list[Check], dict[str, Any
         for arm in (*UPDATES, "PEFT")
     }
     print(f"\n{'step':>12} | milliseconds, median and quartiles")
-    for name in ("head only", "rank 0", *(f"{u} {r}" for u in UPDATES for r in RANKS)):
-        print(f"{name:>12} | {Spread.of(seconds[name]).scaled(1e3)}")
-    print(f"{'PEFT r=8':>12} | {Spread.of(means['PEFT']).scaled(1e3)}")
+    shown = ("head only", "rank 0", *(f"{u} {r}" for u in UPDATES for r in RANKS))
+    print_table({**{name: seconds[name] for name in shown}, "PEFT r=8": means["PEFT"]})
     against = {update: ratio(means[update], means["PEFT"]) for update in UPDATES}
     limits = {n: ratio(seconds[n], means["PEFT"]).median for n in ("head only", "rank 0")}
     print(f"limits / PEFT: {limits}")
@@ -154,23 +156,33 @@ def compare_steps(given: argparse.Namespace) -> tuple[list[Check], dict[str, Any
         Check("mean step, frozen update / PEFT r=8", against["frozen"], 1.00),
         Check("mean step, full update / PEFT r=8", against["full"], 1.00),
         *(
-            Check(f"step at rank 8, {u} update / PEFT r=8", ratio(seconds[f"{u} 8"], means["PEFT"]), 1.05)
+            Check(
+                f"step at rank 8, {u} update / PEFT r=8",
+                ratio(seconds[f"{u} 8"], means["PEFT"]),
+                1.05,
+            )
             for u in UPDATES
         ),
     ]
     return checks, {"limits": limits, "losses": losses}
 
 
-def lycoris_layer() -> tuple[nn.Module, nn.Module]:
+def print_table(seconds: Mapping[str, Sequence[float]]) -> None:
+    """Milliseconds of every system."""
+    for name, values in seconds.items():
+        print(f"{name:>12} | {Spread.of(values).scaled(1e3)}")
+
+
+def lycoris_layer() -> tuple[nn.Module, Any]:
     """LyCORIS's DyLoRA on one linear layer, and the adapter with its factors.
 
     Raises:
         ImportError: It is not installed.
     """
-    logging.getLogger("LyCORIS").setLevel(logging.ERROR)
     import lycoris
 
-    layer = nn.Sequential(nn.Linear(LAYER_SIZE, LAYER_SIZE)).requires_grad_(False)
+    logging.getLogger("LyCORIS").setLevel(logging.ERROR)  # it asks for INFO when it is imported
+    layer = nn.Sequential(nn.Linear(LAYER_SIZE, LAYER_SIZE)).requires_grad_(requires_grad=False)
     settings = {"linear_dim": MAX_RANK, "linear_alpha": 16, "algo": "dylora", "block_size": 1}
     network = lycoris.create_lycoris(layer, 1.0, **settings)
     network.apply_to()
@@ -179,65 +191,67 @@ def lycoris_layer() -> tuple[nn.Module, nn.Module]:
     return layer, network
 
 
-def compare_layers(given: argparse.Namespace) -> tuple[list[Check], dict[str, Any]]:
+def our_layer(layer: nn.Module, theirs: Any) -> DynamicLoRALinear:
+    """Our adapter with LyCORIS's factors, on the same base layer.
+
+    Raises:
+        RuntimeError: They do not compute the same thing.
+    """
+    base = nn.Linear(LAYER_SIZE, LAYER_SIZE)
+    base.load_state_dict(layer.state_dict())
+    ours = DynamicLoRALinear(base, MAX_RANK)
+    x = torch.randn(16, LAYER_SIZE)
+    with torch.no_grad():
+        ours.lora_A.copy_(torch.cat(list(theirs.down_list)))
+        ours.lora_B.copy_(torch.cat(list(theirs.up_list), dim=1))
+        delta = theirs.get_diff_weight(rank=MAX_RANK - 1)[0]  # counted from 0 there
+        ours.set_rank(MAX_RANK)
+        error = (ours(x) - theirs.org_forward(x) - x @ delta.t()).abs().max().item()
+    if error > 1e-4:
+        raise RuntimeError(f"the layers do not compute the same thing: they differ by {error}")
+    return ours
+
+
+def compare_layers(given: argparse.Namespace) -> list[Check]:
     """One layer against LyCORIS's."""
     try:
         layer, network = lycoris_layer()
     except ImportError:
         print("\nno lycoris-lora here, so it is not compared: pip install 'lightning-kd[bench]'")
-        return [], {}
-    theirs: Any = network.loras[0]  # type: ignore[index]
-    ours = {}
-    for update in UPDATES:
-        base = nn.Linear(LAYER_SIZE, LAYER_SIZE)
-        base.load_state_dict(layer[0].state_dict())  # type: ignore[index]
-        ours[update] = DynamicLoRALinear(base, MAX_RANK)
-        ours[update].lora_A.data = torch.cat([p.data for p in theirs.down_list])
-        ours[update].lora_B.data.copy_(torch.cat([p.data for p in theirs.up_list], dim=1))
+        return []
+    ours = our_layer(layer.get_submodule("0"), network.loras[0])
+    parameters = [*ours.parameters(), *network.parameters()]
     x = torch.randn(LAYER_TOKENS, LAYER_SIZE, requires_grad=True)
     signal = torch.randn(LAYER_TOKENS, LAYER_SIZE)
-    with torch.no_grad():
-        ours["full"].set_rank(MAX_RANK)
-        delta = theirs.get_diff_weight(rank=MAX_RANK - 1)[0]  # counted from 0 there
-        error = (ours["full"](x) - theirs.org_forward(x) - x @ delta.t()).abs().max().item()
-    if error > 1e-3:
-        raise RuntimeError(f"the layers do not compute the same thing: they differ by {error}")
     random.seed(given.seed)  # LyCORIS draws its ranks itself
 
-    def times(module: nn.Module) -> None:
+    def run(module: nn.Module) -> None:
         module(x).backward(signal)
-        x.grad = None
-        for parameter in module.parameters():
-            parameter.grad = None
+        for tensor in (x, *parameters):
+            tensor.grad = None
 
-    def swept(module: nn.Module, update: str) -> None:
+    def all_ranks(update: str) -> None:
         for rank in RANKS:
-            module.set_rank(rank, rank - 1 if update == "frozen" else 0)  # type: ignore[operator]
-            times(module)
+            ours.set_rank(rank, rank - 1 if update == "frozen" else 0)
+            run(ours)
 
-    def drawn() -> None:
+    def as_many_draws() -> None:
         for _ in RANKS:
-            times(layer)
-            for parameter in network.parameters():
-                parameter.grad = None
+            run(layer)
 
-    seconds = interleaved(
-        {
-            "LyCORIS": drawn,
-            "frozen": lambda: swept(ours["frozen"], "frozen"),
-            "full": lambda: swept(ours["full"], "full"),
-        },
-        given,
-        given.layer_rounds,
-    )
-    print(f"\none layer, {LAYER_SIZE} wide, {LAYER_TOKENS} tokens | milliseconds forward and backward")
-    for name, values in seconds.items():
-        print(f"{name:>12} | {Spread.of(values).scaled(1e3 / MAX_RANK)}")
-    checks = [
-        Check(f"LyCORIS / layer, {u} update", ratio(seconds["LyCORIS"], seconds[u]), 1.5, at_most=False)
+    systems: dict[str, Callable[[], object]] = {
+        update: lambda u=update: all_ranks(u)  # type: ignore[misc]
+        for update in UPDATES
+    }
+    seconds = interleaved({"LyCORIS": as_many_draws, **systems}, given, given.layer_rounds)
+    print(f"\nlayer of {LAYER_SIZE}, {LAYER_TOKENS} tokens | milliseconds forward and backward")
+    print_table({n: [v / MAX_RANK for v in values] for n, values in seconds.items()})
+    return [
+        Check(
+            f"LyCORIS / ours, {u} update", ratio(seconds["LyCORIS"], seconds[u]), 1.5, at_most=False
+        )
         for u in UPDATES
     ]
-    return checks, {"largest difference to LyCORIS": error}
 
 
 def main() -> None:
@@ -245,8 +259,8 @@ def main() -> None:
     given = options()
     start(given)
     steps, facts = compare_steps(given)
-    layers, more = compare_layers(given)
-    report("dylora_step", *steps, *layers, threads=given.threads, **facts, **more)
+    layers = compare_layers(given)
+    report("dylora_step", steps[0], *steps[1:], *layers, threads=given.threads, facts=facts)
 
 
 if __name__ == "__main__":

@@ -62,12 +62,18 @@ def main() -> None:
     for size in given.batch_sizes:
         count = sum(b["labels"].shape[0] for b in inputs[size]) * len(module.evaluation_sizes)
         for mode in MODES:
-            print(f"{mode:>6}, batches of {size:>3} | {Spread.of(seconds[f'{mode} {size}']).scaled(1e3 / count)}")
+            spread = Spread.of(seconds[f"{mode} {size}"]).scaled(1e3 / count)
+            print(f"{mode:>6}, batches of {size:>3} | {spread}")
         against = ratio(seconds[f"sweep {size}"], seconds[f"loop {size}"])
         winner = MODES[0] if against.median < 1 else MODES[1]
         checks.append(Check(f"sweep / loop, batches of {size} ({winner} is faster)", against, 1.0))
     usual = checks[-1]
-    report("rank_sweep", usual, *checks[:-1], default=DyLoRA(student=given.student, task="sst2").evaluation)
+    report(
+        "rank_sweep",
+        usual,
+        *checks[:-1],
+        default=DyLoRA(student=given.student, task="sst2").evaluation,
+    )
 
 
 if __name__ == "__main__":

@@ -7,10 +7,14 @@ encoder. A rank is a number that the layers read, so nothing is copied.
     python benchmarks/rank_switch.py
 """
 
+from typing import Any
+
 import torch
 
 from benchmarks.common import Check, Spread, interleaved, parser, report, start
 from lightning_kd.methods import DyLoRA
+from lightning_kd.models import load_model
+from lightning_kd.tasks import task_named
 
 LIMIT_MS = 1.0
 CALLS = 100
@@ -20,9 +24,13 @@ def bert(layers: int) -> DyLoRA:
     """Narrow, because the width of a layer does not matter here."""
     from transformers import BertConfig
 
-    narrow = {"hidden_size": 64, "num_attention_heads": 4, "intermediate_size": 64}
-    config = BertConfig(num_hidden_layers=layers, vocab_size=100, **narrow)
-    return DyLoRA(student=config, task="sst2")  # type: ignore[arg-type]
+    narrow: dict[str, Any] = {
+        "hidden_size": 64,
+        "num_attention_heads": 4,
+        "intermediate_size": 64,
+    }
+    config: Any = BertConfig(num_hidden_layers=layers, vocab_size=100, **narrow)
+    return DyLoRA(student=load_model(config, task_named("sst2")), task="sst2")
 
 
 def main() -> None:

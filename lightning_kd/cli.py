@@ -7,6 +7,7 @@ python recipes/dylora_glue.py validate --ckpt_path runs/.../checkpoints/best.ckp
 """
 
 import logging
+import signal
 import sys
 import warnings
 from collections.abc import Sequence
@@ -19,6 +20,7 @@ import torch
 from lightning.pytorch.callbacks import ModelCheckpoint, ProgressBar, RichProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.plugins import CheckpointIO
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 from typing_extensions import override
 
 from lightning_kd.checkpoint_io import AtomicCheckpointIO
@@ -252,6 +254,9 @@ def run(
         with shared(run_dir):
             default = recipe.resolve().parent.parent / "configs" / f"{recipe.stem}.yaml"
             return RecipeCLI(method, data, run_dir, [stage, *rest], default)
+    except SIGTERMException:  # Lightning's own ends with status 0, which a scheduler takes for done
+        print(f"terminated; go on with --resume {run_dir}", file=sys.stderr)  # noqa: T201
+        sys.exit(128 + signal.SIGTERM)
     except USER_ERRORS as error:
         explain(error)
 

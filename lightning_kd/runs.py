@@ -49,11 +49,12 @@ def _pop_option(args: Sequence[str], name: str) -> tuple[str | None, list[str]]:
 def _new_run_dir(recipe: str) -> Path:
     if shared := os.environ.get(RUN_DIR):
         return Path(shared)
-    # Processes that a launcher started agree on its job, not on a second.
+    # Named after a launcher's job rather than a second; what counts is the first process's folder,
+    # which Lightning hands to the others. Another run of the same job gets its own.
     job = os.environ.get("TORCHELASTIC_RUN_ID") or os.environ.get("SLURM_JOB_ID")
     name = f"job_{job}" if job and job != "none" else strftime("%Y-%m-%d_%H-%M-%S")
     folder, count = Path("runs") / recipe / name, 1
-    while folder.exists() and not job:
+    while folder.exists():
         count += 1
         folder = folder.with_name(f"{name}_{count}")
     return folder

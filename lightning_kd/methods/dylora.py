@@ -80,8 +80,7 @@ class DyLoRA(AdapterModule, Nested):
         kwargs: See `TaskModule`.
 
     Raises:
-        ValueError: A rank outside its range, an unknown option, or a strategy that hides
-            components from the strict optimizer.
+        ValueError: A rank outside its range, an unknown option, or a sharding strategy.
     """
 
     size_name: ClassVar[str] = "rank"
@@ -163,7 +162,8 @@ class DyLoRA(AdapterModule, Nested):
 
     @override
     def configure_callbacks(self) -> list[L.Callback]:
-        return [self.sampler]
+        # A trainer that fitted has it still; Lightning would announce that it replaces it.
+        return [] if self.sampler in self.trainer.callbacks else [self.sampler]  # type: ignore[attr-defined]
 
     @override
     def resize(self, size: int) -> None:

@@ -43,7 +43,10 @@ class TinyData(ResumableDataModule):
     def _sampler(self, *, shuffle: bool) -> ShardedBatches:
         trainer = self.trainer
         assert trainer is not None
-        processes: dict[str, Any] = {"num_replicas": trainer.world_size, "rank": trainer.global_rank}
+        processes: dict[str, Any] = {
+            "num_replicas": trainer.world_size,
+            "rank": trainer.global_rank,
+        }
         return ShardedBatches(len(self.rows), self.batch_size, **processes, shuffle=shuffle)
 
     def _options(self, *, shuffle: bool) -> dict[str, Any]:

@@ -57,7 +57,10 @@ def test_resumed_in_the_middle_of_an_epoch_it_ends_with_the_same_bits(name, kind
 
 @every_method
 def test_resumes_after_an_accumulated_step(name, tmp_path) -> None:
-    settings: dict[str, Any] = {"accumulate_grad_batches": 2, "batch_size": 2}  # three steps an epoch
+    settings: dict[str, Any] = {
+        "accumulate_grad_batches": 2,
+        "batch_size": 2,
+    }  # three steps an epoch
     whole, resumed = tiny.method(name), tiny.method(name)
     fit(whole, folder=tmp_path, **settings)
     fit(resumed, folder=tmp_path, ckpt_path=tmp_path / "step=2.ckpt", **settings)

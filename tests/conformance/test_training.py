@@ -99,6 +99,19 @@ def test_student_is_in_train_mode_during_fit_also_after_validation(name) -> None
 
 
 @every_method
+def test_a_trainer_that_fitted_keeps_the_methods_callbacks_and_is_not_told_again(
+    name, caplog
+) -> None:
+    module = tiny.method(name)
+    run = fit(module, max_steps=1)
+    before = list(vars(run)["callbacks"])
+    with caplog.at_level("INFO"):
+        run.validate(module, datamodule=TinyData(module.task), verbose=False)
+    assert vars(run)["callbacks"] == before
+    assert "override" not in caplog.text
+
+
+@every_method
 def test_optimizer_holds_exactly_the_trainable_weights(name) -> None:
     module = tiny.method(name)
     run = fit(module)

@@ -1,9 +1,12 @@
 """Tiny published files and a tiny tokenizer, so that the real data modules run without network."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+
+from lightning_kd.data import GLUE, Transform, encoding
 
 WORDS = ["good", "bad", "film", "plot", "is", "was", "not", "very", "the", "a", "dull", "sharp"]
 SPECIAL = {
@@ -59,3 +62,37 @@ def sst2_dir(tmp_path: Path) -> Path:
         rows = [[sentence(first + i), str(i % 2)] for i in range(count)]
         write(tmp_path / "glue" / "SST-2" / f"{name}.tsv", [["sentence", "label"], *rows])
     return tmp_path / "glue"
+
+
+@pytest.fixture
+def make(sst2_dir, tokenizer_dir, tmp_path):
+    def build(**options: Any) -> GLUE:
+        options = {"data_dir": str(sst2_dir), "cache_dir": str(tmp_path / "cache"), **options}
+        return GLUE("sst2", tokenizer_dir, **options)
+
+    return build
+
+
+@pytest.fixture
+def no_tokenizing(monkeypatch):
+    def refuse(*_: Any) -> None:
+        raise AssertionError("tokenized again")
+
+    return lambda: monkeypatch.setattr(encoding, "_tokenize", refuse)
+
+
+class Shout(Transform):
+    """Appends a word to every training sentence."""
+
+    calls = 0
+
+    def __init__(self, word: str = "film") -> None:
+        self.word = word
+
+    def __call__(self, examples: Any) -> Any:
+        Shout.calls += 1
+        texts = [f"{text} {self.word}" for text in examples["sentence1"]]
+        return examples.remove_columns("sentence1").add_column("sentence1", texts)
+
+    def fingerprint(self) -> str:
+        return f"Shout({self.word})"

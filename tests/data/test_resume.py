@@ -53,5 +53,5 @@ def test_resumed_it_sees_the_rest(step, limits, tmp_path) -> None:
 @pytest.mark.filterwarnings("ignore:Checkpoint directory .* is not empty")
 def test_evaluating_a_checkpoint_does_not_move_a_fit_that_begins(tmp_path) -> None:
     whole = seen(tmp_path, max_epochs=2)
-    again = seen(tmp_path, validate_with=tmp_path / "step=4.ckpt", max_epochs=2)
+    again = seen(tmp_path, validate_with=tmp_path / "step=1.ckpt", max_epochs=2)
     assert again == whole

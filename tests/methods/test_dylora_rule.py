@@ -235,3 +235,13 @@ def test_bf16_autocast_trains_float32_weights() -> None:
     changed = [not torch.equal(x, y) for x, y in zip(before, components(layer), strict=True)]
     assert changed == [False, False, True, False]
     assert torch.isfinite(layer.lora_A).all()
+
+
+def test_bf16_mixed_precision_trains_and_keeps_float32_weights() -> None:
+    module = made(learning_rate=0.01)
+    before = {n: p.detach().clone() for n, p in module.named_parameters() if p.requires_grad}
+    tiny.trainer(precision="bf16-mixed").fit(module, tiny.loader(), tiny.loader())
+    for name, parameter in module.named_parameters():
+        assert parameter.dtype == torch.float32
+        assert torch.isfinite(parameter).all()
+        assert not parameter.requires_grad or not torch.equal(parameter, before[name])

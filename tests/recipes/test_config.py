@@ -5,6 +5,7 @@ import os
 import pytest
 import yaml  # type: ignore[import-untyped]
 
+from lightning_kd.runs import with_settings
 from tests.kill import ROOT
 from tests.recipes.command import every_recipe, printed_config
 
@@ -72,3 +73,17 @@ def test_parsing_makes_no_run_folder_and_leaves_no_setting_behind(site, capsys) 
     printed_config(capsys, lambda: site.run("dylora_glue", "--print_config"))
     assert site.runs() == before
     assert not [name for name in os.environ if name.startswith("LIGHTNING_KD_RUN")]
+
+
+@pytest.mark.parametrize("variable", ["TORCHELASTIC_RUN_ID", "SLURM_JOB_ID"])
+def test_a_launchers_job_names_the_folder_and_a_second_run_in_it_gets_its_own(
+    variable, tmp_path, monkeypatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv(variable, "17")
+    _, first = with_settings("fit", [], "dylora_glue")
+    assert str(first) == "runs/dylora_glue/job_17"
+    first.mkdir(parents=True)
+    assert with_settings("fit", [], "dylora_glue")[1] != first
+    monkeypatch.setenv(variable, "none")  # torchrun's when nothing was given
+    assert "none" not in str(with_settings("fit", [], "dylora_glue")[1])

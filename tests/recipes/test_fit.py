@@ -153,6 +153,7 @@ def test_fine_tuning_exports_a_model_that_transformers_loads(site) -> None:
     assert model.config.id2label == {0: "negative", 1: "positive"}
 
 
+@pytest.mark.filterwarnings("ignore:.ModelCheckpoint.*could not find the monitored key")
 def test_a_run_that_ends_inside_an_epoch_has_its_last_step_and_a_report(site) -> None:
     run_dir = site.fit("fine_tuning_glue", **{"trainer.max_steps": 3})
     last = torch.load(run_dir / "checkpoints/last.ckpt", weights_only=True)

@@ -44,7 +44,9 @@ def test_every_exported_rank_answers_bit_for_bit_as_the_module(
 ) -> None:
     from peft import PeftModel
 
-    module, run_dir = finished.model.eval(), finished.run_dir
+    module, run_dir = finished.model, finished.run_dir
+    assert isinstance(module, DyLoRA)
+    module.eval()
     folders = sorted((run_dir / "export").iterdir())
     assert [folder.name for folder in folders] == [f"rank_{b}" for b in range(1, 9)]
     batch = next(iter(finished.datamodule.val_dataloader()[0]))
@@ -53,7 +55,7 @@ def test_every_exported_rank_answers_bit_for_bit_as_the_module(
     for rank, folder in enumerate(folders, start=1):
         base = AutoModelForSequenceClassification.from_pretrained(assets / "minilm", num_labels=2)
         theirs = PeftModel.from_pretrained(base, str(folder)).eval()
-        with torch.no_grad(), module.at_size(rank):  # type: ignore[attr-defined]
+        with torch.no_grad(), module.at_size(rank):
             ours = module.predict(batch).logits
             assert torch.equal(ours, theirs(**inputs).logits)
         answers.append(ours)

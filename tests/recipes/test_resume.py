@@ -1,7 +1,9 @@
 """``--resume``: whatever a run was doing when it was killed, it ends with the same weights."""
 
 import csv
+import os
 import random
+import signal
 from pathlib import Path
 
 import pytest
@@ -108,9 +110,10 @@ def test_no_validation_and_no_half_window_is_lost(
     whole.folder.mkdir()
     stopped.folder.mkdir()
     straight = whole.fit("dylora_glue", **settings)
-    with monkeypatch.context() as patch, pytest.raises(SystemExit):
-        stop_at(patch, moment)
+    stop_at(monkeypatch, moment)
+    with pytest.raises(SystemExit):
         stopped.fit("dylora_glue", **settings)
+    monkeypatch.undo()
     (run_dir,) = stopped.runs()
     stopped.run("dylora_glue", "--resume", run_dir)
     ours, theirs = last_weights(run_dir), last_weights(straight)
@@ -133,6 +136,26 @@ def test_a_finished_run_resumed_reports_the_same(site, dylora_run) -> None:
     assert all(torch.equal(again[name], weights[name]) for name in weights)
     assert (dylora_run / "checkpoints/best.ckpt").read_bytes() == best
     assert rows(dylora_run) == logged
+
+
+def test_sigterm_ends_with_its_status_and_says_how_to_go_on(site, capsys, monkeypatch) -> None:
+    step = DyLoRA.training_step
+
+    def training_step(self, batch, batch_idx):
+        if self.trainer.global_step == 5:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return step(self, batch, batch_idx)
+
+    monkeypatch.setattr(DyLoRA, "training_step", training_step)
+    before = site.runs()
+    with pytest.raises(SystemExit) as end:
+        site.fit("dylora_glue", **{"model.max_rank": 2, "save_every_n_steps": 2})
+    assert end.value.code == 143
+    monkeypatch.undo()
+    (run_dir,) = set(site.runs()) - set(before)
+    assert f"--resume {run_dir.relative_to(site.folder)}" in capsys.readouterr().err
+    site.run("dylora_glue", "--resume", run_dir)
+    assert summary(run_dir)["results"]
 
 
 @pytest.mark.parametrize(
