@@ -9,6 +9,8 @@ reviews sorted by length, as evaluation gives them, on the MiniLM encoder.
     python benchmarks/rank_sweep.py --rounds 5 --batch_sizes 4 16
 """
 
+import argparse
+import inspect
 from collections.abc import Callable
 from typing import Any
 
@@ -20,14 +22,46 @@ from lightning_kd.data import GLUE
 from lightning_kd.methods import DyLoRA
 
 MODES = ("sweep", "loop")
+RANKS = range(1, 9)
+Batch = dict[str, Tensor]
 
 
-def batches(given: Any, size: int) -> list[dict[str, Tensor]]:
+def batches(given: argparse.Namespace, size: int) -> list[Batch]:
     """Some batches of the dev set, from the short to the long ones."""
     data = GLUE("sst2", tokenizer=given.student, data_dir=given.data_dir, eval_batch_size=size)
     loaded = list(data.val_dataloader()[0])
     places = torch.linspace(0, len(loaded) - 1, min(given.batches, len(loaded))).long()
     return [loaded[int(place)] for place in places]
+
+
+def show(seconds: dict[str, list[float]], inputs: dict[int, list[Batch]]) -> None:
+    """Milliseconds per example and rank."""
+    for size, some in inputs.items():
+        count = sum(batch["labels"].shape[0] for batch in some) * len(RANKS)
+        for mode in MODES:
+            spread = Spread.of(seconds[f"{mode} {size}"]).scaled(1e3 / count)
+            print(f"{mode:>6}, batches of {size:>3} | {spread}")
+
+
+def conclude(seconds: dict[str, list[float]], given: argparse.Namespace) -> None:
+    """Is the default the faster one?"""
+    default = inspect.signature(DyLoRA).parameters["evaluation"].default
+    other = MODES[default == MODES[0]]
+    ratios = {
+        size: ratio(seconds[f"{default} {size}"], seconds[f"{other} {size}"])
+        for size in given.batch_sizes
+    }
+    for size, against in ratios.items():
+        winner = default if against.median < 1 else other
+        print(f"batches of {size:>3}: {default} / {other} {against}, {winner} is faster")
+    usual = max(ratios)
+    report(
+        "rank_sweep",
+        Check(f"{default} (the default) / {other}, batches of {usual}", ratios[usual], 1.0),
+        default=default,
+        by_batch_size={size: round(against.median, 4) for size, against in ratios.items()},
+        threads=given.threads,
+    )
 
 
 def main() -> None:
@@ -38,7 +72,7 @@ def main() -> None:
     made.add_argument("--batches", type=int, default=4, help="of every size, short and long ones")
     given = made.parse_args()
     start(given)
-    module = DyLoRA(student=given.student, task="sst2").eval()
+    module = DyLoRA(student=given.student, task="sst2", max_rank=RANKS[-1]).eval()
     for layer in module.adapters.values():
         torch.nn.init.normal_(layer.lora_B, std=0.05)  # so that ranks differ
     inputs = {size: batches(given, size) for size in given.batch_sizes}
@@ -57,23 +91,9 @@ def main() -> None:
         for mode in MODES:
             systems[f"{mode} {size}"] = lambda m=mode, s=size: evaluate(m, s)  # type: ignore[misc]
     seconds = interleaved(systems, given)
-    print(f"{len(module.evaluation_sizes)} ranks | milliseconds per example and rank")
-    checks = []
-    for size in given.batch_sizes:
-        count = sum(b["labels"].shape[0] for b in inputs[size]) * len(module.evaluation_sizes)
-        for mode in MODES:
-            spread = Spread.of(seconds[f"{mode} {size}"]).scaled(1e3 / count)
-            print(f"{mode:>6}, batches of {size:>3} | {spread}")
-        against = ratio(seconds[f"sweep {size}"], seconds[f"loop {size}"])
-        winner = MODES[0] if against.median < 1 else MODES[1]
-        checks.append(Check(f"sweep / loop, batches of {size} ({winner} is faster)", against, 1.0))
-    usual = checks[-1]
-    report(
-        "rank_sweep",
-        usual,
-        *checks[:-1],
-        default=DyLoRA(student=given.student, task="sst2").evaluation,
-    )
+    print(f"{len(RANKS)} ranks | milliseconds per example and rank")
+    show(seconds, inputs)
+    conclude(seconds, given)
 
 
 if __name__ == "__main__":

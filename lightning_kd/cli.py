@@ -20,6 +20,7 @@ import torch
 from lightning.pytorch.callbacks import ModelCheckpoint, ProgressBar, RichProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.plugins import CheckpointIO
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 from typing_extensions import override
 
@@ -28,7 +29,9 @@ from lightning_kd.data import BenchmarkDataModule
 from lightning_kd.errors import USER_ERRORS, explain
 from lightning_kd.loggers import Events, MetricsFile
 from lightning_kd.methods import TaskModule
+from lightning_kd.nested import Nested
 from lightning_kd.outcome import Outcome
+from lightning_kd.report import read_references
 from lightning_kd.runs import STAGES, shared, with_settings
 
 
@@ -112,7 +115,13 @@ class RecipeCLI(LightningCLI):
     @override
     def instantiate_trainer(self, **kwargs: Any) -> L.Trainer:
         config = self._get(self.config_init, "trainer")
-        callbacks = list(config.callbacks or [])
+        if config.default_root_dir is not None:
+            raise ValueError(
+                f"trainer.default_root_dir={config.default_root_dir} has no effect: a run writes "
+                "to runs/<recipe>/<time> where it is started; drop it and start it elsewhere"
+            )
+        callbacks = config.callbacks or []
+        callbacks = list(callbacks) if isinstance(callbacks, list) else [callbacks]
         has_bar = any(isinstance(callback, ProgressBar) for callback in callbacks)
         if config.enable_progress_bar is not False and not has_bar:
             callbacks.append(RichProgressBar(refresh_rate=2))
@@ -154,10 +163,17 @@ class RecipeCLI(LightningCLI):
         ]
 
     def before_fit(self) -> None:
-        """Say what is about to train, and start the clock."""
+        """Refuse what would fail at the end, say what is about to train, and start the clock."""
+        task = self.model.task.name
+        read_references(self._references, self.datamodule.benchmark, task)
+        for size in self._get(self.config_init, "export_sizes") or []:
+            if not isinstance(self.model, Nested):
+                raise ValueError(f"{type(self.model).__name__} has no sizes; drop --export_sizes")
+            with self.model.at_size(size):
+                pass
         self._started = perf_counter()
         whole = sum(parameter.numel() for parameter in self.model.parameters())
-        name = f"{type(self.model).__name__} on {self.datamodule.benchmark}/{self.model.task.name}"
+        name = f"{type(self.model).__name__} on {self.datamodule.benchmark}/{task}"
         if self.trainer.is_global_zero:
             print(  # noqa: T201 - what a user wants to know before waiting
                 f"{name}: {self.model.num_trainable_parameters():,} of {whole:,} weights train; "
@@ -257,7 +273,7 @@ def run(
     except SIGTERMException:  # Lightning's own ends with status 0, which a scheduler takes for done
         print(f"terminated; go on with --resume {run_dir}", file=sys.stderr)  # noqa: T201
         sys.exit(128 + signal.SIGTERM)
-    except USER_ERRORS as error:
+    except (*USER_ERRORS, MisconfigurationException) as error:
         explain(error)
 
 

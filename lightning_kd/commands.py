@@ -62,9 +62,19 @@ def report(runs: Sequence[Path]) -> None:
     """Compare runs: metrics by method and size, mean and deviation over seeds."""
     from rich.console import Console
 
-    from lightning_kd.report import compare
+    from lightning_kd.report import Summary, compare
 
-    Console().print(compare(runs))
+    found = []
+    for run in runs:
+        try:
+            Summary.read(run)
+        except FileNotFoundError:
+            if len(runs) == 1:
+                raise
+            _say(f"left out, it has no report: {run}")
+        else:
+            found.append(run)
+    Console().print(compare(found))
 
 
 def main(args: Sequence[str] | None = None) -> None:

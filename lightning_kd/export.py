@@ -16,10 +16,28 @@ from lightning_kd.nn import DynamicLoRALinear
 PREFIX = "base_model.model."
 
 
+EXPORTED = ("adapter_*", "README.md", "*config.json", "model*.safetensors", "model*.json")
+"""Files of an earlier export, which a new one replaces."""
+
+
 @contextmanager
 def atomic_directory(directory: Path) -> Iterator[Path]:
-    """A folder that appears under its name only when the block ended well, replacing an old one."""
+    """A folder that appears under its name only when the block ended well, replacing an old one.
+
+    Raises:
+        FileExistsError: The old one holds what no export wrote; it would be lost.
+    """
     directory = Path(directory)
+    others = [
+        found.name
+        for found in (directory.iterdir() if directory.exists() else ())
+        if found.is_dir() or not any(found.match(pattern) for pattern in EXPORTED)
+    ]
+    if others:
+        raise FileExistsError(
+            f"{directory} holds {sorted(others)[0]}, which an export would delete with all the "
+            "rest; give a folder of its own"
+        )
     directory.parent.mkdir(parents=True, exist_ok=True)
     work = Path(tempfile.mkdtemp(prefix=f".{directory.name}-", dir=directory.parent))
     try:

@@ -36,7 +36,7 @@ def load_model(name_or_path: str | Any, task: Task) -> nn.Module:
     try:
         with _quiet():
             model, report = head.from_pretrained(
-                str(Path(name_or_path).expanduser()) if name_or_path[0] == "~" else name_or_path,
+                str(Path(name_or_path).expanduser()) if name_or_path[:1] == "~" else name_or_path,
                 **settings,
                 **_head_settings(task),
             )
@@ -50,7 +50,7 @@ def load_model(name_or_path: str | Any, task: Task) -> nn.Module:
             f"{name_or_path} has no weights for {lost[:4]}, which would start at random; "
             "give a complete model"
         )
-    return _with_padding(model)
+    return _with_padding(model, name_or_path)
 
 
 def check_local(name_or_path: str) -> None:
@@ -122,12 +122,25 @@ def _head_settings(task: Task) -> dict[str, Any]:
     return settings
 
 
-def _with_padding(model: nn.Module) -> nn.Module:
+def _with_padding(model: nn.Module, name_or_path: str | None = None) -> nn.Module:
     config: Any = model.config
     if getattr(config, "pad_token_id", None) is None:
-        # Decoder models find the last real token by it; the data modules pad with the same one.
-        config.pad_token_id = config.eos_token_id
+        # Decoder models find the last real token by it: it has to be what the data are padded with.
+        config.pad_token_id = _padding_of(name_or_path) if name_or_path else None
+        if config.pad_token_id is None:
+            config.pad_token_id = config.eos_token_id
     return model
+
+
+def _padding_of(name_or_path: str) -> int | None:
+    """What the data modules pad with; None where there is no tokenizer."""
+    from lightning_kd.data.encoding import load_tokenizer  # its package imports the tasks
+
+    try:
+        padding: int = load_tokenizer(name_or_path, max_length=1).pad_token_id
+    except (OSError, ValueError):
+        return None
+    return padding
 
 
 __all__ = ["check_local", "head_modules", "load_model", "unreachable"]

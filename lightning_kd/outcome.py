@@ -124,6 +124,8 @@ class Outcome:
         self, evaluation: Evaluation, metric: str, answers: Tensor, labels: Tensor
     ) -> float | None:
         score = evaluation.task.metrics()[metric]
+        # Every process has all answers, on the CPU, where NCCL could not even gather them.
+        score.distributed_available_fn = lambda: False
 
         def value(resampled_answers: Tensor, resampled_labels: Tensor) -> Tensor:
             score.reset()

@@ -1,3 +1,5 @@
+"""Assets: fetched once, checked, split by film, whole or not at all."""
+
 import bz2
 import csv
 import io

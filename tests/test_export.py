@@ -57,10 +57,10 @@ def test_a_folder_appears_when_its_block_ends_and_not_before(tmp_path) -> None:
 
 
 def test_a_folder_is_replaced_whole(tmp_path) -> None:
-    for name in ("old", "new"):
+    for name in ("adapter_old", "adapter_new"):
         with atomic_directory(tmp_path / "folder") as work:
             (work / name).touch()
-    assert [f.name for f in (tmp_path / "folder").iterdir()] == ["new"]
+    assert [f.name for f in (tmp_path / "folder").iterdir()] == ["adapter_new"]
     assert [f.name for f in tmp_path.iterdir()] == ["folder"]
 
 
@@ -72,10 +72,21 @@ def spoil(folder) -> None:
 
 def test_after_an_error_the_old_folder_is_there_and_nothing_else(tmp_path) -> None:
     with atomic_directory(tmp_path / "folder") as work:
-        (work / "old").touch()
+        (work / "adapter_old").touch()
     with pytest.raises(ZeroDivisionError):
         spoil(tmp_path / "folder")
-    assert [f.name for f in (tmp_path / "folder").iterdir()] == ["old"]
+    assert [f.name for f in (tmp_path / "folder").iterdir()] == ["adapter_old"]
+    assert [f.name for f in tmp_path.iterdir()] == ["folder"]
+
+
+@pytest.mark.parametrize("other", ["thesis.tex", "tokenizer.json", "models/"])
+def test_a_folder_with_anything_else_in_it_is_not_replaced(other, tmp_path) -> None:
+    mine = tmp_path / "folder" / other
+    mine.parent.mkdir()
+    mine.mkdir() if other[-1] == "/" else mine.touch()
+    with pytest.raises(FileExistsError, match=f"holds {mine.name}, which an export would delete"):
+        write(tmp_path / "folder")
+    assert mine.exists()
     assert [f.name for f in tmp_path.iterdir()] == ["folder"]
 
 

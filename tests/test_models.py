@@ -1,11 +1,14 @@
 """From a name, a folder or a config to a model with the task's head; and what cannot be loaded."""
 
+import json
+
 import pytest
 import torch
 import transformers
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+from lightning_kd.data.encoding import load_tokenizer
 from lightning_kd.models import check_local, head_modules, load_model, unreachable
 from lightning_kd.tasks import Classification
 from tests import tiny
@@ -124,3 +127,17 @@ def test_a_folder_that_is_no_model_is_said_to_be_none(tmp_path) -> None:
 def test_what_could_not_be_loaded_is_a_folder_or_a_name(tmp_path) -> None:
     assert isinstance(unreachable(str(tmp_path), OSError("no config")), ValueError)
     assert isinstance(unreachable("owner/model", OSError("no network")), ConnectionError)
+
+
+def test_a_decoder_without_padding_takes_the_one_that_the_data_are_padded_with(tmp_path) -> None:
+    folder = tiny.model_folder(tmp_path, "gpt2", eos_token_id=3, pad_token_id=None)
+    settings = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**settings, "pad_token_id": None}))
+    model = load_model(str(folder), tiny.TASKS["classification"]).eval()
+    padding = load_tokenizer(str(folder), 16).pad_token_id
+    alone = torch.tensor([[7, 8, 9]])
+    padded = nn.functional.pad(alone, (0, 2), value=padding)
+    mask = (padded != padding).long()
+    assert torch.allclose(
+        model(input_ids=padded, attention_mask=mask).logits, model(input_ids=alone).logits
+    )

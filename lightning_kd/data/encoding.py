@@ -107,7 +107,9 @@ def load_tokenizer(name: str, max_length: int) -> Any:
     from transformers import AutoTokenizer
 
     try:
-        tokenizer = AutoTokenizer.from_pretrained(name)
+        tokenizer = AutoTokenizer.from_pretrained(
+            str(Path(name).expanduser()) if name[:1] == "~" else name
+        )
     except OSError as error:
         raise OSError(
             f"could not load the tokenizer {name!r} ({str(error).splitlines()[0]}); give a local "

@@ -85,10 +85,10 @@ class _DynamicLoRA(torch.autograd.Function):
             grad_x = (grad_code @ lora_a[:rank]).view(*grad.shape[:-1], x.shape[-1])
         if ctx.needs_input_grad[2]:
             grad_a = torch.zeros_like(lora_a)
-            grad_a[first:rank] = grad_code[:, first:].t() @ x
+            grad_a[first:rank].addmm_(grad_code[:, first:].t(), x)
         if ctx.needs_input_grad[3]:
             grad_b = torch.zeros_like(lora_b)
-            grad_b.t()[first:rank] = (code[:, first:] * ctx.scale).t() @ flat
+            grad_b.t()[first:rank].addmm_(code[:, first:].t(), flat, alpha=ctx.scale)
         return grad, grad_x, grad_a, grad_b, None, None, None
 
 

@@ -75,7 +75,8 @@ class TaskModule(L.LightningModule, ABC):
         # Objects do not belong into a file that is loaded with weights_only=True.
         given = {"student": student, "task": task, "optimizer": optimizer}
         ignored = [name for name, value in given.items() if not isinstance(value, str)]
-        self.save_hyperparameters(ignore=ignored, logger=False)
+        # Nor does the folder an adapter started from: its weights are in the file, it may be gone.
+        self.save_hyperparameters(ignore=[*ignored, "adapter"], logger=False)
 
     @abstractmethod
     def objective(self, batch: Batch) -> dict[str, Tensor]:
@@ -153,8 +154,13 @@ class TaskModule(L.LightningModule, ABC):
             optimizer = self.optimizer_factory([p for p in self.parameters() if p.requires_grad])
         else:
             optimizer = self.make_optimizer()
-        steps = int(self.trainer.estimated_stepping_batches)
-        scheduler = lr_scheduler(optimizer, self.lr_schedule, self.warmup_fraction, steps)
+        steps = self.trainer.estimated_stepping_batches
+        if steps == float("inf"):
+            raise ValueError(
+                "this training has no known end, which warm-up and the learning rate's decay need; "
+                "set trainer.max_epochs or trainer.max_steps (trainer.max_time may stop it earlier)"
+            )
+        scheduler = lr_scheduler(optimizer, self.lr_schedule, self.warmup_fraction, int(steps))
         return {
             "optimizer": optimizer,
             "lr_scheduler": {"scheduler": scheduler, "interval": "step", "name": "learning_rate"},

@@ -74,7 +74,7 @@ class DyLoRA(AdapterModule, Nested):
         dropout: Of the adapter's input, in [0, 1).
         evaluation: ``loop`` evaluates rank after rank, ``sweep`` all ranks of a batch in one pass.
         evaluation_ranks: Ranks that validation reports; None is every rank that is drawn.
-        predict_rank: Rank of the predict stage; None is R.
+        predict_rank: Rank of the predict stage; None is the largest that is drawn.
         adapter: Folder of a PEFT adapter to start from (see `load_adapter`).
         seed: Of the sequence of ranks.
         kwargs: See `TaskModule`.
@@ -145,12 +145,12 @@ class DyLoRA(AdapterModule, Nested):
         if evaluation_ranks == []:
             raise ValueError("evaluation_ranks is empty; give at least one rank, or None for all")
         self._evaluation_ranks = self._candidates if evaluation_ranks is None else evaluation_ranks
-        self.predict_rank = max_rank if predict_rank is None else predict_rank
+        self.predict_rank = self._candidates[-1] if predict_rank is None else predict_rank
         for rank in (*self._evaluation_ranks, self.predict_rank):
             self._any_adapter.check_rank(rank)
         distribution = "uniform" if isinstance(sampler, list) else sampler
         self.sampler = SizeSampler(self._candidates, distribution, geometric_p, seed, rank_sync)
-        self.resize(max_rank)
+        self.resize(self._candidates[-1])
         if adapter is not None:
             self.load_adapter(adapter)
 
@@ -162,8 +162,7 @@ class DyLoRA(AdapterModule, Nested):
 
     @override
     def configure_callbacks(self) -> list[L.Callback]:
-        # A trainer that fitted has it still; Lightning would announce that it replaces it.
-        return [] if self.sampler in self.trainer.callbacks else [self.sampler]  # type: ignore[attr-defined]
+        return [] if self.sampler in vars(self.trainer)["callbacks"] else [self.sampler]
 
     @override
     def resize(self, size: int) -> None:
@@ -248,8 +247,8 @@ class DyLoRA(AdapterModule, Nested):
         return cut_adapter(self.adapters, rank, saved)
 
     def export(self, directory: Path, size: int | None = None) -> None:
-        """Write rank ``size`` (None: R) as a PEFT folder."""
-        rank = self._any_adapter.check_rank(self._any_adapter.max_rank if size is None else size)
+        """Write rank ``size`` (None: the largest that is drawn) as a PEFT folder."""
+        rank = self._any_adapter.check_rank(self._candidates[-1] if size is None else size)
         name = self.hparams.get("student")
         write_peft(
             directory,

@@ -3,7 +3,7 @@
 from lightning_kd.report.selection import choose_sizes, standard_error
 from lightning_kd.report.summary import Result, Summary, environment
 from lightning_kd.report.tables import compare
-from lightning_kd.report.writing import show, write_report
+from lightning_kd.report.writing import read_references, show, write_report
 
 __all__ = [
     "Result",
@@ -11,6 +11,7 @@ __all__ = [
     "choose_sizes",
     "compare",
     "environment",
+    "read_references",
     "show",
     "standard_error",
     "write_report",

@@ -50,18 +50,29 @@ def write_report(
     folder.mkdir(parents=True, exist_ok=True)
     text = json.dumps(summary.to_json(), indent=2, allow_nan=False) + "\n"
     _write(folder / "summary.json", text.encode())
-    others = {path: Summary.read(path) for path in references}
-    for path, other in others.items():
-        if (other.benchmark, other.task) != (summary.benchmark, summary.task):
-            raise ValueError(
-                f"the reference {path} is of {other.benchmark}/{other.task}, "
-                f"this run of {summary.benchmark}/{summary.task}; leave it out"
-            )
+    others = read_references(references, summary.benchmark, summary.task)
     if summary.sizes:
         picture = plot_sizes(summary, list(others.values()), chosen, baseline)
         _write(folder / _plot_name(summary), picture)
     page = _page(folder, summary, others, chosen, exports, baseline)
     _write(folder / "report.md", page.encode())
+
+
+def read_references(paths: Sequence[Path], benchmark: str, task: str) -> dict[Path, Summary]:
+    """Summaries to list beside a run of ``task``.
+
+    Raises:
+        FileNotFoundError: if there is no summary at a path.
+        ValueError: if one is of another task.
+    """
+    references = {path: Summary.read(path) for path in paths}
+    for path, other in references.items():
+        if (other.benchmark, other.task) != (benchmark, task):
+            raise ValueError(
+                f"the reference {path} is of {other.benchmark}/{other.task}, "
+                f"this run of {benchmark}/{task}; leave it out"
+            )
+    return references
 
 
 def show(

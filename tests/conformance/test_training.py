@@ -105,7 +105,7 @@ def test_a_trainer_that_fitted_keeps_the_methods_callbacks_and_is_not_told_again
     module = tiny.method(name)
     run = fit(module, max_steps=1)
     before = list(vars(run)["callbacks"])
-    with caplog.at_level("INFO"):
+    with caplog.at_level("INFO", "lightning.pytorch.utilities.rank_zero"):
         run.validate(module, datamodule=TinyData(module.task), verbose=False)
     assert vars(run)["callbacks"] == before
     assert "override" not in caplog.text

@@ -1,3 +1,5 @@
+"""Batches are a function of (seed, epoch), shared by processes, and resumable."""
+
 from collections import Counter
 from pathlib import Path
 from typing import Any

@@ -1,3 +1,5 @@
+"""The nine tasks of GLUE from published files and from a Hub dataset."""
+
 import json
 from pathlib import Path
 from typing import Any

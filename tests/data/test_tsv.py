@@ -1,3 +1,5 @@
+"""Published TSV files as they are: byte-order marks, quotes, missing headers, broken rows."""
+
 import pytest
 
 from lightning_kd.data.tsv import TsvLayout, read_tsv

@@ -103,6 +103,11 @@ def test_another_optimizer_decides_rate_and_decay_and_keeps_the_schedule() -> No
     assert optimizer.param_groups[0]["lr"] == pytest.approx(0, abs=1e-9)  # linear, at the end
 
 
+def test_a_training_without_an_end_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"no known end.*set trainer.max_epochs"):
+        tiny.trainer(max_epochs=-1, max_time="00:00:01:00").fit(made(), tiny.loader())
+
+
 @pytest.mark.parametrize("eval_sets", [("",), ("", "mismatched")])
 def test_every_evaluation_set_is_reported_under_its_name(eval_sets) -> None:
     task = Classification("mnli", ("a", "b"), ("accuracy", "matthews"), eval_sets)

@@ -167,6 +167,23 @@ def test_an_adapter_that_does_not_fit_is_refused_before_anything_changes(tmp_pat
     assert all(torch.equal(p, before[n]) for n, p in module.named_parameters())
 
 
+def test_with_a_list_of_ranks_the_largest_that_was_drawn_is_what_one_gets(tmp_path) -> None:
+    module = made(sampler=[1, 3])  # component 4 is never trained
+    assert (module.size, module.predict_rank) == (3, 3)
+    module.export(tmp_path / "adapter")
+    assert json.loads((tmp_path / "adapter/adapter_config.json").read_text())["r"] == 3
+
+
+def test_a_checkpoint_does_not_need_the_adapter_that_it_started_from(tmp_path) -> None:
+    made().export(tmp_path / "adapter")
+    module = made(adapter=str(tmp_path / "adapter"))
+    tiny.trainer(max_epochs=1).fit(module, tiny.loader())
+    module.trainer.save_checkpoint(tmp_path / "run.ckpt")
+    (tmp_path / "adapter").rename(tmp_path / "moved")
+    again = DyLoRA.load_from_checkpoint(tmp_path / "run.ckpt", student=tiny.model(), task=TASK)
+    assert torch.equal(answer(again, 2), answer(module, 2))
+
+
 def _wider() -> torch.nn.Module:
     from lightning_kd.models import load_model
 

@@ -53,7 +53,9 @@ def test_picks_the_layers_that_peft_picks(kind, target_modules) -> None:
     assert match_linear_layers(model, target_modules, exclude=heads) == theirs
 
 
-@pytest.mark.parametrize("target_modules", [[".*query"], ["Query"], "query", r".*\.quer", ["uery"], []])
+@pytest.mark.parametrize(
+    "target_modules", [[".*query"], ["Query"], "query", r".*\.quer", ["uery"], []]
+)
 def test_matches_nothing_where_peft_does(target_modules) -> None:
     with pytest.raises(
         ValueError, match=r"not found|No modules were targeted|cannot be empty|None"

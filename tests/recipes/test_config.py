@@ -61,6 +61,11 @@ def test_printed_settings_load_back_unchanged(stem, site, capsys, tmp_path) -> N
     assert printed_config(capsys, lambda: site.run(stem, *command)) == printed
 
 
+def test_a_single_callback_needs_no_list(site) -> None:
+    given = {"trainer.callbacks": "lightning.pytorch.callbacks.LearningRateMonitor"}
+    assert (site.fit("dylora_glue", **given) / "report/summary.json").is_file()
+
+
 def test_the_config_of_a_run_is_what_ran(site, dylora_run, capsys) -> None:
     command = ["--config", dylora_run / "config.yaml", "--print_config"]
     again = printed_config(capsys, lambda: site.run("dylora_glue", *command))

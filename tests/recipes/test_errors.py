@@ -23,6 +23,10 @@ SETTINGS = [
     ({"data.max_length": 0}, ["max_length", "0"]),
     ({"model.adapter": "nowhere"}, ["nowhere", "adapter_config.json"]),
     ({"model.warmup_fraction": 2}, ["warmup_fraction", "2"]),
+    ({"model.max_rank": 4, "export_sizes": "[9]"}, ["9", "1", "4"]),
+    ({"references": "[nowhere]"}, ["nowhere", "run folder"]),
+    ({"save_every_n_steps": -1}, ["every_n_train_steps=-1"]),
+    ({"trainer.default_root_dir": "elsewhere"}, ["elsewhere", "runs/<recipe>/<time>"]),
 ]
 # what the command line parser itself refuses
 WRONG_TYPES = [

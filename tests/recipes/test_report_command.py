@@ -23,3 +23,10 @@ def test_a_folder_without_a_report_is_named(tmp_path, capsys) -> None:
         main(["report", str(tmp_path)])
     assert end.value.code == 1
     assert str(tmp_path) in capsys.readouterr().err
+
+
+def test_a_run_without_a_report_among_others_is_left_out(dylora_run, tmp_path, capsys) -> None:
+    main(["report", str(dylora_run), str(tmp_path)])
+    out = capsys.readouterr().out
+    assert "DyLoRA" in out
+    assert f"left out, it has no report: {tmp_path}" in out

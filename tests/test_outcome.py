@@ -1,0 +1,33 @@
+"""What a run comes to, apart from what recipes show of it."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from torchmetrics import Metric
+
+from lightning_kd.evaluation import Evaluation
+from lightning_kd.outcome import Outcome
+from lightning_kd.tasks import Prediction
+from tests import tiny
+
+
+@pytest.mark.parametrize("kind", tiny.TASKS)
+def test_resampling_asks_no_other_process(kind, monkeypatch) -> None:
+    task = tiny.TASKS[kind]
+    evaluation = Evaluation(task)
+    logits = torch.randn(20, task.num_labels, generator=torch.Generator().manual_seed(0))
+    evaluation.update(Prediction(logits), tiny.batch(20, task), 0.0)
+    evaluation.compute()
+    answers, labels = evaluation.collected()
+    outcome = Outcome(None, None, None, Path(), seed=0)  # type: ignore[arg-type]
+    alone = outcome._error(evaluation, task.monitor, answers, labels)
+    assert alone is not None
+    assert alone > 0
+
+    def fail(*_: object) -> None:
+        raise AssertionError("a CPU tensor went to the other processes; NCCL cannot take it")
+
+    monkeypatch.setattr("torch.distributed.is_initialized", lambda: True)
+    monkeypatch.setattr(Metric, "_sync_dist", fail)
+    assert outcome._error(evaluation, task.monitor, answers, labels) == alone
