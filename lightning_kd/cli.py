@@ -17,10 +17,10 @@ from typing import Any
 
 import lightning as L
 import torch
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import ModelCheckpoint, ProgressBar, RichProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.plugins import CheckpointIO
-from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 from typing_extensions import override
 
@@ -168,7 +168,7 @@ class RecipeCLI(LightningCLI):
         read_references(self._references, self.datamodule.benchmark, task)
         for size in self._get(self.config_init, "export_sizes") or []:
             if not isinstance(self.model, Nested):
-                raise ValueError(f"{type(self.model).__name__} has no sizes; drop --export_sizes")
+                raise TypeError(f"{type(self.model).__name__} has no sizes; drop --export_sizes")
             with self.model.at_size(size):
                 pass
         self._started = perf_counter()

@@ -65,6 +65,7 @@ def test_loading_leaves_transformers_messages_as_they_were(tmp_path) -> None:
     from transformers.utils import logging
 
     folder = tiny.model_folder(tmp_path / "bert")
+    logging.set_verbosity(30)
     before = logging.get_verbosity(), logging.is_progress_bar_enabled()
     load_model(str(folder), tiny.TASKS["classification"])
     assert (logging.get_verbosity(), logging.is_progress_bar_enabled()) == before

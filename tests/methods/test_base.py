@@ -105,7 +105,9 @@ def test_another_optimizer_decides_rate_and_decay_and_keeps_the_schedule() -> No
 
 def test_a_training_without_an_end_is_refused() -> None:
     with pytest.raises(ValueError, match=r"no known end.*set trainer.max_epochs"):
-        tiny.trainer(max_epochs=-1, max_time="00:00:01:00").fit(made(), tiny.loader())
+        tiny.trainer(max_epochs=-1, max_time="00:00:01:00").fit(
+            made(), tiny.loader(), tiny.loader()
+        )
 
 
 @pytest.mark.parametrize("eval_sets", [("",), ("", "mismatched")])

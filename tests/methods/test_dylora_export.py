@@ -177,7 +177,7 @@ def test_with_a_list_of_ranks_the_largest_that_was_drawn_is_what_one_gets(tmp_pa
 def test_a_checkpoint_does_not_need_the_adapter_that_it_started_from(tmp_path) -> None:
     made().export(tmp_path / "adapter")
     module = made(adapter=str(tmp_path / "adapter"))
-    tiny.trainer(max_epochs=1).fit(module, tiny.loader())
+    tiny.trainer(max_epochs=1).fit(module, tiny.loader(), tiny.loader())
     module.trainer.save_checkpoint(tmp_path / "run.ckpt")
     (tmp_path / "adapter").rename(tmp_path / "moved")
     again = DyLoRA.load_from_checkpoint(tmp_path / "run.ckpt", student=tiny.model(), task=TASK)
