@@ -78,7 +78,7 @@ class SizeSampler(L.Callback):
         """The size of optimizer step ``step``.
 
         >>> [SizeSampler([1, 2, 4, 8]).draw(step) for step in range(6)]
-        [4, 2, 8, 4, 1, 2]
+        [4, 8, 1, 8, 8, 2]
         """
         key = [self.seed, step] if self.sync == "global" else [self.seed, step, process]
         index = np.random.default_rng(key).choice(len(self.sizes), p=self.probabilities)
