@@ -101,5 +101,11 @@ class SizeSampler(L.Callback):
         if logs_now(trainer):
             pl_module.log(name, float(size), batch_size=1)
 
+    @override
+    def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        # Else the module would answer at whatever size came last.
+        if isinstance(pl_module, Nested):
+            pl_module.resize(max(self.sizes))
+
 
 __all__ = ["SizeSampler", "size_probabilities"]

@@ -67,7 +67,7 @@ class DyLoRA(AdapterModule, Nested):
         geometric_p: Of the geometric law, in (0, 1].
         rank_sync: ``global`` draws one rank for all processes, ``per_process`` one on each.
         optimizer_semantics: ``strict`` leaves inactive components and their state bit-unchanged;
-            ``dense`` is plain AdamW on zero gradients.
+            ``dense`` is plain AdamW on zero gradients. A given ``optimizer`` replaces either.
         target_modules: PEFT's vocabulary; None is PEFT's choice for the architecture (query and
             value for BERT and RoBERTa).
         modules_to_save: Modules trained whole; None is the task head (and BERT's pooler).

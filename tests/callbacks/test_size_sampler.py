@@ -174,3 +174,18 @@ def test_a_module_without_sizes_is_told_what_it_lacks() -> None:
 def test_a_setting_out_of_range_is_named_with_its_value(changes, message) -> None:
     with pytest.raises(ValueError, match=message):
         SizeSampler(**{"sizes": [1, 2], **changes})
+
+
+def test_after_training_the_module_is_at_the_largest_size() -> None:
+    module = Module()
+    settings = dict.fromkeys(("logger", "enable_checkpointing", "enable_progress_bar"), False)
+    trainer = L.Trainer(
+        accelerator="cpu",
+        max_steps=1,
+        enable_model_summary=False,
+        callbacks=[SizeSampler([1, 5])],
+        **settings,  # type: ignore[arg-type]
+    )
+    module.resize(3)
+    trainer.fit(module)
+    assert module.size == 5
