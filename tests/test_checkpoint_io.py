@@ -231,7 +231,7 @@ def test_sigkill_while_writing_leaves_the_last_whole_checkpoint(tmp_path, moment
 
     lines = run_until_killed([script, path], half_written)
     loaded = AtomicCheckpointIO().load_checkpoint(path)
-    assert loaded["number"] >= len(lines) - 1 >= 0
+    assert loaded["number"] >= max(len(lines) - 1, 0)  # the first save may be unannounced yet
     assert torch.equal(loaded["state_dict"]["weight"], torch.full((1 << 20,), loaded["number"]))
     AtomicCheckpointIO().save_checkpoint(OLD, path)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["last.ckpt", "saves.py"]
