@@ -3,8 +3,8 @@
 Arms: the head alone; full fine-tuning; a dedicated LoRA at each rank; LoRA at the largest rank, cut
 to its first components under both scalings, and cut optimally (SVD of the trained update); DyLoRA
 with either update rule and either scaling. What trains is the top of a real pre-trained encoder:
-its lower layers are frozen and run once per example, which makes eighty runs a matter of an hour
-on two cores. Every finished run is a line of a file, so a killed study goes on where it was.
+its lower layers are frozen and run once per example, which makes this many runs affordable
+without a GPU. Every finished run is a line of a file, so a killed study goes on where it was.
 
     python benchmarks/dylora_study.py
     python benchmarks/dylora_study.py --task mrpc --data_dir DIR
