@@ -42,6 +42,14 @@ def after(count: int, pattern: str) -> When:
     return when
 
 
+def say(line: str) -> None:
+    """Print a line for `When`, in one piece even where several processes share the pipe.
+
+    `print` to an unbuffered stream writes the words and the line's end one by one.
+    """
+    os.write(1, f"{line}\n".encode())
+
+
 def run_until_killed(args: Sequence[str | Path], when: When, timeout: float = 50) -> list[str]:
     """Start `python *args`; SIGKILL its process group as soon as `when` is true.
 

@@ -69,6 +69,21 @@ def _runs(pid) -> bool:
         return False
 
 
+def test_lines_of_processes_that_share_the_pipe_stay_whole(script) -> None:
+    script.write_text(
+        "import os\n"
+        "from tests.kill import say\n"
+        "for _ in range(3):\n"
+        "    if os.fork() == 0:\n"
+        "        for number in range(2000):\n"
+        "            say(f'step {number}')\n"
+        "        os._exit(0)\n"
+        "for _ in range(3):\n"
+        "    os.wait()\n"
+    )
+    assert sorted(steps(run_to_end([script]))) == sorted([*range(2000)] * 3)
+
+
 def test_a_script_that_ends_or_hangs_before_the_moment_fails_with_its_output(
     script, tmp_path
 ) -> None:

@@ -16,6 +16,7 @@ from lightning_kd import methods
 from lightning_kd.methods import TaskModule
 from tests import tiny
 from tests.conformance.matrix import Watch, fit
+from tests.kill import say
 
 LAST = 12
 """Optimizer steps of a whole run; three make an epoch, each is one window of two batches."""
@@ -40,7 +41,7 @@ def train(
 
 def _look(module: TaskModule) -> None:
     step = module.trainer.global_step
-    print(f"{type(module).__name__} step {step}", flush=True)  # noqa: T201 - read by the harness
+    say(f"{type(module).__name__} step {step}")
     time.sleep(1000 if step == LAST - 1 else 0.02)  # waits for the SIGKILL at the last
 
 

@@ -17,6 +17,7 @@ import torch
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from lightning_kd.methods import DyLoRA
+from tests.kill import say
 from tests.recipes.command import Site
 
 WAYS = ("window", "writing", "anywhere")
@@ -30,7 +31,7 @@ SETTINGS = {
 
 
 def _wait(what: str) -> NoReturn:
-    print(what, flush=True)  # noqa: T201 - read by the harness
+    say(what)
     while True:
         time.sleep(1)
 
@@ -44,7 +45,7 @@ def _stop(way: str) -> None:
         if way == "window" and done == 5 and batch_idx % 2 == 1:
             _wait("in window")
         if way == "anywhere":
-            print("step", done, flush=True)  # noqa: T201
+            say(f"step {done}")
             time.sleep(0.02)
             if done == 14:
                 _wait("at the end")
