@@ -1,0 +1,93 @@
+"""What every task can do; see the package."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from jaxtyping import Float, Shaped
+from torch import Tensor, nn
+from torchmetrics import Metric, MetricCollection
+
+NOT_INPUTS = ("labels", "idx")
+"""Keys of a batch that are not arguments of the model."""
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What a model said about a batch.
+
+    Attributes:
+        logits: ``[b, *s, c]``, unnormalized scores; a regression has one "class".
+        hidden_states: One ``[b, l, d]`` per layer, embeddings first, when they were asked for.
+    """
+
+    logits: Tensor
+    hidden_states: tuple[Tensor, ...] | None = None
+
+
+class Task(ABC):
+    """One kind of question, with its losses and its official metrics.
+
+    Attributes:
+        name: The benchmark's name for it, as users type it.
+        num_labels: Width of the last axis of the logits.
+        monitor: The metric that chooses checkpoints and sizes; higher is better.
+        eval_sets: Suffixes of the evaluation sets; ``""`` is the main one.
+        auto_class: The transformers class that puts the right head on a model.
+    """
+
+    auto_class: ClassVar[str] = "AutoModelForSequenceClassification"
+    name: str
+    num_labels: int
+
+    def __init__(self, name: str, metrics: Sequence[str], eval_sets: Sequence[str] = ("",)) -> None:
+        self.name = name
+        self.metric_names = tuple(metrics)
+        self.monitor = self.metric_names[0]
+        self.eval_sets = tuple(eval_sets)
+
+    def predict(
+        self, model: nn.Module, batch: dict[str, Tensor], hidden_states: bool = False
+    ) -> Prediction:
+        """One forward pass of ``model`` on ``batch``."""
+        inputs: dict[str, Any] = {k: v for k, v in batch.items() if k not in NOT_INPUTS}
+        if hidden_states:
+            inputs["output_hidden_states"] = True
+        output = model(**inputs)
+        return Prediction(output.logits, output.hidden_states if hidden_states else None)
+
+    def metrics(self) -> MetricCollection:
+        """Fresh accumulators of the official metrics, keyed by name."""
+        return MetricCollection({name: self._metric(name) for name in self.metric_names})
+
+    def per_example(
+        self, values: Float[Tensor, " b *s"], batch: dict[str, Tensor]
+    ) -> Float[Tensor, " b"]:
+        """Mean over an example's sites; these tasks have one site, so nothing is left out."""
+        del batch  # tasks with padded sites read their mask from it
+        return values.flatten(1).mean(1) if values.dim() > 1 else values
+
+    @abstractmethod
+    def hard_loss(self, prediction: Prediction, batch: dict[str, Tensor]) -> Float[Tensor, " b"]:
+        """Loss against the labels, one value per example."""
+
+    @abstractmethod
+    def soft_loss(
+        self,
+        student: Prediction,
+        teacher: Prediction,
+        batch: dict[str, Tensor],
+        temperature: float = 1.0,
+    ) -> Float[Tensor, " b"]:
+        """Loss against a teacher's answer, one value per example."""
+
+    @abstractmethod
+    def decode(self, prediction: Prediction) -> Shaped[Tensor, " b"]:
+        """The answer itself: a class index or a real number."""
+
+    @abstractmethod
+    def _metric(self, name: str) -> Metric: ...
+
+
+__all__ = ["NOT_INPUTS", "Prediction", "Task"]
