@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from lightning_kd.methods import DyLoRA, FineTuning, LoRA, TaskModule
+from lightning_kd.methods import DyLoRA, FineTuning, LoRA, TaskModule, VanillaKD
 from lightning_kd.models import load_model
 from lightning_kd.tasks import Classification, Regression, Task
 
@@ -125,10 +125,17 @@ def sst2_folder(folder: Path, train: int = 32, dev: int = 12, test: int = 8) -> 
     return folder
 
 
+def taught(task: str | Task) -> dict[str, Any]:
+    """Arguments of a method that has a teacher: a network with other random weights."""
+    spec = TASKS["classification"] if isinstance(task, str) else task
+    return {"teacher": model("bert", spec, seed=1)}
+
+
 METHODS: dict[str, Callable[..., TaskModule]] = {
     "DyLoRA": lambda student, task, **k: DyLoRA(student, task, **{"max_rank": 4, **k}),
     "FineTuning": FineTuning,
     "LoRA": lambda student, task, **k: LoRA(student, task, **{"rank": 4, **k}),
+    "VanillaKD": lambda student, task, **k: VanillaKD(student, task, **{**taught(task), **k}),
 }
 
 ARGUMENTS: dict[str, dict[str, Any]] = {
@@ -152,6 +159,7 @@ ARGUMENTS: dict[str, dict[str, Any]] = {
     },
     "FineTuning": {"train": "head"},
     "LoRA": {"rank": 2, "alpha": 1.0, "rslora": True, "dropout": 0.5},
+    "VanillaKD": {"alpha": 0.1, "temperature": 9.0, "loss": "mse"},
 }
 """Another value of each constructor argument: training with it must end elsewhere than without.
 

@@ -23,6 +23,7 @@ from lightning_kd.data.encoding import (
     load_tokenizer,
     tokenizer_digest,
 )
+from lightning_kd.data.identity import TrainingText
 from lightning_kd.tasks import Task
 
 if TYPE_CHECKING:
@@ -43,7 +44,7 @@ class Transform(ABC):
         """A text that differs whenever the transform would give something else."""
 
 
-class BenchmarkDataModule(ResumableDataModule, ABC):
+class BenchmarkDataModule(TrainingText, ResumableDataModule, ABC):
     """One task of a benchmark, tokenized once, with the splits kept apart.
 
     Test labels are mostly secret, so *validation* is the published dev set and there is no test

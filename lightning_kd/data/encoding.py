@@ -17,6 +17,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset as TorchDataset
 
+from lightning_kd.teacher_cache import content_key
+
 if TYPE_CHECKING:
     from datasets import Dataset
 
@@ -63,6 +65,22 @@ class Encoded(TorchDataset[Any]):
     def __getitems__(self, indices: Sequence[int]) -> list[Row]:
         """Several examples; `DataLoader` asks for this."""
         return [self._row(index) for index in indices]
+
+    def inputs_digest(self) -> str:
+        """SHA-256 of all that a model sees of the examples; labels are not part of it."""
+        total = hashlib.sha256()
+        for name, values in sorted({**self._flat, "offsets": self._offsets}.items()):
+            total.update(name.encode() + np.ascontiguousarray(values).tobytes())
+        total.update(np.ascontiguousarray(self._scalars["idx"]).tobytes())
+        return total.hexdigest()
+
+    def row_keys(self) -> int | np.ndarray:
+        """One more than the largest `idx`; where examples share one, their sorted content keys."""
+        idx = self._scalars["idx"]
+        if len(np.unique(idx)) == len(idx):
+            return int(idx.max()) + 1
+        tokens = np.split(self._flat["input_ids"], self._offsets[1:-1])
+        return np.unique(np.array([content_key(row) for row in tokens], dtype=np.uint64))
 
     def _row(self, index: int) -> Row:
         begin, end = self._offsets[index], self._offsets[index + 1]

@@ -7,13 +7,14 @@ from lightning_kd.functional.dynamic_lora import (
     lora_scale,
     truncate_svd,
 )
-from lightning_kd.functional.kd import kd_loss
+from lightning_kd.functional.kd import kd_loss, logit_mse
 
 __all__ = [
     "LORA_SCALINGS",
     "dynamic_lora",
     "dynamic_lora_sweep",
     "kd_loss",
+    "logit_mse",
     "lora_scale",
     "truncate_svd",
 ]

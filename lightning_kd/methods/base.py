@@ -76,7 +76,8 @@ class TaskModule(L.LightningModule, ABC):
         given = {"student": student, "task": task, "optimizer": optimizer}
         ignored = [name for name, value in given.items() if not isinstance(value, str)]
         # Nor does the folder an adapter started from: its weights are in the file, it may be gone.
-        self.save_hyperparameters(ignore=[*ignored, "adapter"], logger=False)
+        # A teacher is kept by name only, by `DistillationModule`.
+        self.save_hyperparameters(ignore=[*ignored, "adapter", "teacher"], logger=False)
 
     @abstractmethod
     def objective(self, batch: Batch) -> dict[str, Tensor]:

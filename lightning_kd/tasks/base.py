@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from jaxtyping import Float, Shaped
+from jaxtyping import Bool, Float, Shaped
 from torch import Tensor, nn
 from torchmetrics import Metric, MetricCollection
 
@@ -34,10 +34,12 @@ class Task(ABC):
         num_labels: Width of the last axis of the logits.
         monitor: The metric that chooses checkpoints and sizes; higher is better.
         eval_sets: Suffixes of the evaluation sets; ``""`` is the main one.
+        ragged: Whether the last axis of the logits is as long as the batch's longest example.
         auto_class: The transformers class that puts the right head on a model.
     """
 
     auto_class: ClassVar[str] = "AutoModelForSequenceClassification"
+    ragged: ClassVar[bool] = False
     name: str
     num_labels: int
 
@@ -67,6 +69,11 @@ class Task(ABC):
         """Mean over an example's sites; these tasks have one site, so nothing is left out."""
         del batch  # tasks with padded sites read their mask from it
         return values.flatten(1).mean(1) if values.dim() > 1 else values
+
+    def logit_mask(self, batch: dict[str, Tensor]) -> Bool[Tensor, "..."] | None:
+        """Which logits stand for a possible answer, to be broadcast to them; None: all."""
+        del batch  # tasks that answer with a place in the text read it
+        return None
 
     @abstractmethod
     def hard_loss(self, prediction: Prediction, batch: dict[str, Tensor]) -> Float[Tensor, " b"]:

@@ -1,0 +1,90 @@
+"""What every method with a teacher stands on: a frozen teacher that costs nothing where it can."""
+
+from abc import ABC
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import nn
+from typing_extensions import override
+
+from lightning_kd.frozen import Frozen
+from lightning_kd.methods.base import Batch, TaskModule
+from lightning_kd.models import load_teacher
+from lightning_kd.tasks import Prediction, Task
+from lightning_kd.teacher_cache import TeacherCache, open_cache
+
+
+class DistillationModule(TaskModule, ABC):
+    """A student that learns from a frozen teacher.
+
+    The teacher is in no optimizer, DDP bucket, checkpoint or export, and never in train mode. Given
+    by name, it is loaded when a training starts: evaluation does not need it.
+
+    Args:
+        student: See `TaskModule`.
+        task: See `TaskModule`.
+        teacher: A Hub name or local folder of a model that was fine-tuned on the task, a checkpoint
+            of this library (``.ckpt``), or a module.
+        teacher_bits: Load the teacher's matrices in 4 (NF4) or 8 bits; needs the ``quant`` extra.
+        teacher_cache: Folder to keep the teacher's answers in: each example is asked once, by any
+            number of runs. None asks for every batch.
+        kwargs: See `TaskModule`.
+
+    Raises:
+        ValueError: The teacher was made for other labels, or has no head for the task.
+    """
+
+    def __init__(
+        self,
+        student: str | nn.Module,
+        task: str | Task,
+        teacher: str | nn.Module,
+        teacher_bits: Literal[4, 8] | None = None,
+        teacher_cache: str | None = None,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(student, task, **kwargs)
+        self.teacher: Frozen | None = None
+        self.teacher_name, self.teacher_bits = teacher, teacher_bits
+        if isinstance(teacher, nn.Module):
+            self.teacher_name = type(teacher).__name__
+            self.teacher = Frozen(teacher)
+        else:
+            self.hparams["teacher"] = teacher
+        self.teacher_cache = teacher_cache
+        self.cache: TeacherCache | None = None
+
+    def teach(self, batch: Batch) -> Prediction:
+        """The teacher's answer to a batch, without a graph; from the cache where it is there."""
+        if self.cache is not None and (found := self.cache.find(batch)) is not None:
+            return Prediction(found.to(batch["labels"].device))
+        if self.teacher is None:
+            raise RuntimeError(
+                f"the teacher {self.teacher_name} is loaded when a training starts; call "
+                "load_teacher() to ask it before"
+            )
+        with torch.no_grad():
+            prediction = self.task.predict(self.teacher, batch)
+        if self.cache is not None:
+            self.cache.keep(batch, prediction.logits)
+        return prediction
+
+    def load_teacher(self) -> None:
+        """Load the teacher that was given by name, unless it is there."""
+        if self.teacher is None:
+            name = str(self.teacher_name)
+            self.teacher = Frozen(load_teacher(name, self.task, self.teacher_bits))
+
+    @override
+    def setup(self, stage: str) -> None:
+        super().setup(stage)
+        if stage != "fit":
+            return
+        self.load_teacher()
+        if self.teacher_cache is not None and self.teacher is not None:
+            folder, ragged = Path(self.teacher_cache), self.task.ragged
+            self.cache = open_cache(folder, self.teacher.module, self.trainer, ragged=ragged)
+
+
+__all__ = ["DistillationModule"]
