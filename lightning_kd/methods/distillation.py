@@ -45,12 +45,12 @@ class DistillationModule(TaskModule, ABC):
         **kwargs: Any,
     ) -> None:
         super().__init__(student, task, **kwargs)
-        self.teacher: Frozen | None = None
-        self.teacher_name, self.teacher_bits = teacher, teacher_bits
+        self.teacher_bits = teacher_bits
         if isinstance(teacher, nn.Module):
             self.teacher_name = type(teacher).__name__
-            self.teacher = Frozen(teacher)
+            self.teacher: Frozen | None = Frozen(teacher)
         else:
+            self.teacher_name, self.teacher = teacher, None
             self.hparams["teacher"] = teacher
         self.teacher_cache = teacher_cache
         self.cache: TeacherCache | None = None
@@ -73,8 +73,7 @@ class DistillationModule(TaskModule, ABC):
     def load_teacher(self) -> None:
         """Load the teacher that was given by name, unless it is there."""
         if self.teacher is None:
-            name = str(self.teacher_name)
-            self.teacher = Frozen(load_teacher(name, self.task, self.teacher_bits))
+            self.teacher = Frozen(load_teacher(self.teacher_name, self.task, self.teacher_bits))
 
     @override
     def setup(self, stage: str) -> None:
