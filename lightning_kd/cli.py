@@ -11,14 +11,14 @@ import signal
 import sys
 import warnings
 from collections.abc import Sequence
+from copy import deepcopy
 from pathlib import Path
 from time import perf_counter
 from typing import Any
 
 import lightning as L
-import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch.callbacks import ModelCheckpoint, ProgressBar, RichProgressBar
+from lightning.pytorch.callbacks import ProgressBar, RichProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.plugins import CheckpointIO
 from lightning.pytorch.utilities.exceptions import SIGTERMException
@@ -28,11 +28,14 @@ from lightning_kd.checkpoint_io import AtomicCheckpointIO
 from lightning_kd.data import BenchmarkDataModule
 from lightning_kd.errors import USER_ERRORS, explain
 from lightning_kd.loggers import Events, MetricsFile
-from lightning_kd.methods import TaskModule
+from lightning_kd.methods import DistillationModule, TaskModule
 from lightning_kd.nested import Nested
-from lightning_kd.outcome import Outcome
+from lightning_kd.outcome import Outcome, write_predictions
+from lightning_kd.phases import FinalSelect, Phase, check_epochs, fit_phases
 from lightning_kd.report import read_references
+from lightning_kd.run_checkpoints import run_checkpoints
 from lightning_kd.runs import STAGES, shared, with_settings
+from lightning_kd.teacher_training import TeacherTraining, train_teacher
 
 
 class _SaveConfig(SaveConfigCallback):
@@ -43,15 +46,6 @@ class _SaveConfig(SaveConfigCallback):
         path = Path(trainer.default_root_dir) / "config.yaml"
         path.parent.mkdir(parents=True, exist_ok=True)
         self.parser.save(self.config, path, skip_none=False, overwrite=True, multifile=False)
-
-
-class _LastInsideEpoch(ModelCheckpoint):
-    """Leaves out the step that ends an epoch: resumed from there, a run would not validate."""
-
-    @override
-    def on_train_batch_end(self, trainer: L.Trainer, *args: Any, **kwargs: Any) -> None:
-        if not trainer.is_last_batch:
-            super().on_train_batch_end(trainer, *args, **kwargs)
 
 
 class RecipeCLI(LightningCLI):
@@ -69,6 +63,7 @@ class RecipeCLI(LightningCLI):
         default_config: Path,
     ) -> None:
         self.run_dir = run_dir
+        self._teaches = issubclass(method, DistillationModule)
         self._started = perf_counter()
         files = {"default_config_files": [str(default_config)]}
         super().__init__(
@@ -108,19 +103,33 @@ class RecipeCLI(LightningCLI):
             default=100,
             help="Optimizer steps between two checkpoints to resume from.",
         )
+        parser.add_argument(
+            "--final_select",
+            type=FinalSelect,
+            default="best",
+            help="Of a training in phases: the best of all by validation, the best of the last "
+            "phase, or the last weights.",
+        )
+        if self._teaches:
+            parser.add_class_arguments(TeacherTraining, "teacher")
 
     def _parse_ckpt_path(self) -> None:
         """Nothing: the settings come from the run folder's config.yaml, links included."""
 
     @override
     def instantiate_trainer(self, **kwargs: Any) -> L.Trainer:
+        return self._trainer_in(self.run_dir, self.run_dir / "checkpoints", self.model, **kwargs)
+
+    def _trainer_in(
+        self, folder: Path, checkpoints: Path, module: TaskModule, phase: str = "", **kwargs: Any
+    ) -> L.Trainer:
         config = self._get(self.config_init, "trainer")
         if config.default_root_dir is not None:
             raise ValueError(
                 f"trainer.default_root_dir={config.default_root_dir} has no effect: a run writes "
                 "to runs/<recipe>/<time> where it is started; drop it and start it elsewhere"
             )
-        callbacks = config.callbacks or []
+        callbacks = deepcopy(config.callbacks or [])  # each phase begins with fresh ones
         callbacks = list(callbacks) if isinstance(callbacks, list) else [callbacks]
         has_bar = any(isinstance(callback, ProgressBar) for callback in callbacks)
         if config.enable_progress_bar is not False and not has_bar:
@@ -128,39 +137,19 @@ class RecipeCLI(LightningCLI):
         if self.subcommand != "fit":
             kwargs["enable_checkpointing"] = False
         elif config.enable_checkpointing is not False:
-            callbacks += self._checkpoints()
+            every = self._get(self.config_init, "save_every_n_steps")
+            callbacks += run_checkpoints(checkpoints, module.monitor, every)
         plugins = config.plugins or []
         plugins = list(plugins) if isinstance(plugins, list) else [plugins]
         if not any(isinstance(plugin, CheckpointIO) for plugin in plugins):
             plugins.append(AtomicCheckpointIO())
-        kwargs = {"default_root_dir": str(self.run_dir), "callbacks": callbacks, **kwargs}
+        kwargs = {"default_root_dir": str(folder), "callbacks": callbacks, **kwargs}
         if config.enable_model_summary is None:  # one line says it; see before_fit
             kwargs["enable_model_summary"] = False
         if config.logger is None or config.logger is True:
-            kwargs["logger"] = [MetricsFile(self.run_dir), Events(self.run_dir)]
+            events = Events(folder / "events" / phase if phase else folder)
+            kwargs["logger"] = [MetricsFile(folder, phase), events]
         return super().instantiate_trainer(plugins=plugins, **kwargs)
-
-    def _checkpoints(self) -> list[ModelCheckpoint]:
-        folder = self.run_dir / "checkpoints"
-        self._best = ModelCheckpoint(
-            folder,
-            filename="best",
-            monitor=self.model.monitor,
-            mode="max",
-            enable_version_counter=False,
-        )
-        every = self._get(self.config_init, "save_every_n_steps")
-        last: dict[str, Any] = {
-            "dirpath": folder,
-            "filename": "last",
-            "enable_version_counter": False,
-        }
-        # After an epoch rather than after validation, which may come inside an accumulation window.
-        return [
-            self._best,
-            _LastInsideEpoch(every_n_train_steps=every, **last),
-            ModelCheckpoint(save_on_train_epoch_end=True, **last),
-        ]
 
     def before_fit(self) -> None:
         """Refuse what would fail at the end, say what is about to train, and start the clock."""
@@ -180,15 +169,50 @@ class RecipeCLI(LightningCLI):
                 f"writing to {self.run_dir}"
             )
 
+    def fit(self, model: TaskModule, ckpt_path: str | None = None, **kwargs: Any) -> None:
+        """Fit (the teacher first, where asked), once or phase by phase, from where it was left."""
+        data = kwargs["datamodule"]
+        if isinstance(model, DistillationModule) and self._get(self.config_init, "teacher.epochs"):
+            self._train_teacher(model, data)
+        if not model.phases:
+            last = self.run_dir / "checkpoints" / "last.ckpt"
+            path = ckpt_path or (str(last) if last.exists() else None)
+            self.trainer.fit(model, ckpt_path=path, **kwargs)
+            best: Any = self.trainer.checkpoint_callback
+            self._selected = best.best_model_path if best is not None else None
+            return
+        if ckpt_path is not None:
+            raise ValueError(
+                f"--ckpt_path {ckpt_path} cannot continue a training in phases; use --resume with "
+                "its run folder"
+            )
+        check_epochs(model.phases, self._get(self.config_init, "trainer").max_epochs)
+        select = self._get(self.config_init, "final_select")
+        self.trainer, selected = fit_phases(model, data, self.run_dir, self._trainer_of, select)
+        self._selected = str(selected) if selected.exists() else None
+
+    def _train_teacher(self, model: DistillationModule, data: BenchmarkDataModule) -> None:
+        folder = self.run_dir / "teacher"
+        settings = self._get(self.config_init, "teacher")
+
+        def trainer_for(module: TaskModule) -> L.Trainer:
+            checkpoints = folder / "checkpoints"
+            return self._trainer_in(folder, checkpoints, module, max_epochs=settings.epochs)
+
+        train_teacher(model, data, folder, trainer_for, settings.learning_rate, self._seed)
+
+    def _trainer_of(self, phase: Phase, checkpoints: Path) -> L.Trainer:
+        return self._trainer_in(
+            self.run_dir, checkpoints, self.model, phase.name, max_epochs=phase.max_epochs
+        )
+
     def after_fit(self) -> None:
         """Evaluate the best weights, choose, export, report."""
         if self.trainer.fast_dev_run:  # type: ignore[attr-defined]
             return
         seconds = perf_counter() - self._started
-        best = getattr(self, "_best", None)
-        path = best.best_model_path if best is not None else ""
         outcome = Outcome(self.trainer, self.model, self.datamodule, self.run_dir, self._seed)
-        outcome.evaluate("validate", path or None)
+        outcome.evaluate("validate", str(self._selected) if self._selected else None)
         if self.datamodule.has_test:
             outcome.evaluate("test")
         sizes = self._get(self.config_init, "export_sizes")
@@ -210,20 +234,7 @@ class RecipeCLI(LightningCLI):
     def predict(self, **kwargs: Any) -> None:
         """Write the answers as the benchmark wants them, one file per test set."""
         found: Any = self.trainer.predict(**kwargs)
-        sets = self.datamodule.submissions
-        batches = found if len(self.datamodule.eval_splits("predict")) > 1 else [found]
-        for name, parts in zip(sets, batches, strict=False):
-            answers = {k: torch.cat([part[k] for part in parts]).cpu() for k in ("idx", "answers")}
-            gathered: list[Any] = [answers]
-            if self.trainer.world_size > 1:
-                gathered *= self.trainer.world_size
-                torch.distributed.all_gather_object(gathered, answers)
-            if self.trainer.is_global_zero:
-                path = self.run_dir / "predictions" / name
-                path.parent.mkdir(parents=True, exist_ok=True)
-                whole = {k: torch.cat([part[k] for part in gathered]) for k in answers}
-                self.datamodule.write_predictions(path, whole["idx"], whole["answers"])
-                print(f"predictions: {path}")  # noqa: T201 - what the user asked for
+        write_predictions(self.trainer, self.datamodule, found, self.run_dir / "predictions")
 
     @property
     def _seed(self) -> int:
@@ -231,7 +242,9 @@ class RecipeCLI(LightningCLI):
 
     @property
     def _references(self) -> list[Path]:
-        return [Path(path) for path in self._get(self.config_init, "references")]
+        given = [Path(path) for path in self._get(self.config_init, "references")]
+        teacher = self.run_dir / "teacher"
+        return [*given, teacher] if (teacher / "report").is_dir() else given
 
 
 def run(

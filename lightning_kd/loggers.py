@@ -25,10 +25,12 @@ class MetricsFile(Logger):
 
     Args:
         folder: Of the run.
+        phase: Written to a column of that name, where a run has several; each counts its own steps.
     """
 
-    def __init__(self, folder: str | Path) -> None:
+    def __init__(self, folder: str | Path, phase: str = "") -> None:
         super().__init__()
+        self._phase = phase
         self._path = Path(folder) / "metrics.csv"
         self._columns: list[str] = []
         self._started = False
@@ -57,14 +59,16 @@ class MetricsFile(Logger):
     @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
         step = 0 if step is None else step
-        row = {**metrics, "step": step}
+        row = {**metrics, "step": step, **({"phase": self._phase} if self._phase else {})}
         if not self._started:
             self._go_on(step)
             self._started = True
         new = sorted(set(row) - set(self._columns))
         if new:
             rows = self._rows()
-            self._columns = ["epoch", "step", *sorted({*self._columns, *new} - {"epoch", "step"})]
+            names = {*self._columns, *new}
+            first = ["phase"] * ("phase" in names) + ["epoch", "step"]
+            self._columns = [*first, *sorted(names - set(first))]
             self._write([*rows, row])
         else:
             with self._path.open("a", newline="") as file:
@@ -73,7 +77,7 @@ class MetricsFile(Logger):
     def _go_on(self, step: int) -> None:
         """Keep of the file that is there what was before ``step``."""
         rows = self._rows()
-        kept = [row for row in rows if int(row["step"]) < step]
+        kept = [r for r in rows if int(r["step"]) < step or r.get("phase", "") != self._phase]
         if rows:
             self._columns = list(rows[0])
             self._write(kept)

@@ -2,8 +2,10 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import lightning as L
+import torch
 from torch import Tensor
 
 from lightning_kd.data import BenchmarkDataModule
@@ -106,6 +108,8 @@ class Outcome:
             exports = {size: self._export_folder(size) for size in sizes_or_whole}
             for size, folder in exports.items():
                 module.export(folder, size)
+                if size is None:  # a whole model is of no use without it
+                    self.datamodule.tokenizer.save_pretrained(folder)
         write_report(self.run_dir, summary, references, chosen, exports, self.baseline)
         show(summary, self.run_dir, chosen, exports)
 
@@ -142,4 +146,24 @@ class Outcome:
         return float(labels.long().bincount().max() / labels.numel())
 
 
-__all__ = ["Outcome"]
+def write_predictions(
+    trainer: L.Trainer, datamodule: BenchmarkDataModule, found: Any, folder: Path
+) -> None:
+    """Write what ``trainer.predict`` found as the benchmark wants it, one file per test set."""
+    sets = datamodule.submissions
+    batches = found if len(datamodule.eval_splits("predict")) > 1 else [found]
+    for name, parts in zip(sets, batches, strict=False):
+        answers = {k: torch.cat([part[k] for part in parts]).cpu() for k in ("idx", "answers")}
+        gathered: list[Any] = [answers]
+        if trainer.world_size > 1:
+            gathered *= trainer.world_size
+            torch.distributed.all_gather_object(gathered, answers)
+        if trainer.is_global_zero:
+            path = folder / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            whole = {k: torch.cat([part[k] for part in gathered]) for k in answers}
+            datamodule.write_predictions(path, whole["idx"], whole["answers"])
+            print(f"predictions: {path}")  # noqa: T201 - what the user asked for
+
+
+__all__ = ["Outcome", "write_predictions"]

@@ -16,13 +16,16 @@ def with_settings(stage: str, args: list[str], recipe: str) -> tuple[list[str], 
     resume, args = _pop_option(args, "--resume")
     if resume is not None:
         folder = Path(resume)
-        last, config = folder / "checkpoints" / "last.ckpt", folder / "config.yaml"
-        for path in (config, last):
-            if not path.is_file():
-                raise FileNotFoundError(f"{resume} cannot be resumed: there is no {path}")
+        config, last = folder / "config.yaml", folder / "checkpoints" / "last.ckpt"
+        missing = [] if config.is_file() else [config]
+        # Of a training in phases, each has its own; the trainings find theirs in the folder.
+        if not missing and next(folder.rglob("last.ckpt"), None) is None:
+            missing.append(last)
+        if missing:
+            raise FileNotFoundError(f"{resume} cannot be resumed: there is no {missing[0]}")
         if stage != "fit" or folder.resolve().parent.name != recipe:
             raise ValueError(f"{resume} is no run of {recipe}; resume it with its own recipe")
-        return ["--config", str(config), *args, "--ckpt_path", str(last)], folder
+        return ["--config", str(config), *args], folder
     checkpoint, _ = _pop_option(args, "--ckpt_path")
     if checkpoint is not None and not Path(checkpoint).is_file():
         raise FileNotFoundError(f"there is no checkpoint {checkpoint}; give the path of a .ckpt")

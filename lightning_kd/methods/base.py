@@ -4,7 +4,7 @@ import hashlib
 import operator
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import reduce
 from pathlib import Path
 from typing import Any, ClassVar, Literal, NoReturn
@@ -23,6 +23,7 @@ from lightning_kd.models import load_model
 from lightning_kd.nested import Nested
 from lightning_kd.optim import check_schedule, decay_groups, lr_scheduler
 from lightning_kd.paper import Paper
+from lightning_kd.phases import Phase
 from lightning_kd.progress import Progress, logs_now, show
 from lightning_kd.tasks import Prediction, Task, task_named
 
@@ -70,6 +71,7 @@ class TaskModule(L.LightningModule, ABC):
         self.optimizer_factory = optimizer
         self.student = student if isinstance(student, nn.Module) else load_model(student, self.task)
         self.evaluations: dict[tuple[str, int | None], Evaluation] = {}
+        self.phase = ""
         self._last_terms: dict[str, Tensor] = {}
         self._dropout_seed = 0
         # Objects do not belong into a file that is loaded with weights_only=True.
@@ -78,6 +80,15 @@ class TaskModule(L.LightningModule, ABC):
         # Nor does the folder an adapter started from: its weights are in the file, it may be gone.
         # A teacher is kept by name only, by `DistillationModule`.
         self.save_hyperparameters(ignore=[*ignored, "adapter", "teacher"], logger=False)
+
+    @property
+    def phases(self) -> Sequence[Phase]:
+        """What `lightning_kd.phases.fit_phases` fits; none: one fit of the trainer's length."""
+        return ()
+
+    def begin_phase(self, phase: Phase) -> None:
+        """Called before the fit of each phase, also of one that is resumed or done."""
+        self.phase = phase.name
 
     @abstractmethod
     def objective(self, batch: Batch) -> dict[str, Tensor]:
@@ -119,8 +130,9 @@ class TaskModule(L.LightningModule, ABC):
 
     @override
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
-        # Dropout is a function of (seed, batch, process), so that a resumed run repeats it.
-        key = f"{self._dropout_seed}/{Progress.of(self.trainer).step}/{self.global_rank}"
+        # Dropout is a function of (seed, phase, batch, process), so that a resumed run repeats it.
+        step = Progress.of(self.trainer).step
+        key = f"{self._dropout_seed}/{self.phase}/{step}/{self.global_rank}"
         seed = int.from_bytes(hashlib.sha256(key.encode()).digest()[:7], "big")
         # torch.manual_seed seeds every kind of device, which takes a third of a millisecond.
         torch.default_generator.manual_seed(seed)

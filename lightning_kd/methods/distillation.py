@@ -27,8 +27,8 @@ class DistillationModule(TaskModule, ABC):
         teacher: A Hub name or local folder of a model that was fine-tuned on the task, a checkpoint
             of this library (``.ckpt``), or a module.
         teacher_bits: Load the teacher's matrices in 4 (NF4) or 8 bits; needs the ``quant`` extra.
-        teacher_cache: Folder to keep the teacher's answers in: each example is asked once, by any
-            number of runs. None asks for every batch.
+        teacher_cache: Folder to keep the teacher's answers in, so that each example is asked once,
+            by any number of runs; ``run`` is a folder in the run's own. None asks for every batch.
         kwargs: See `TaskModule`.
 
     Raises:
@@ -46,12 +46,11 @@ class DistillationModule(TaskModule, ABC):
     ) -> None:
         super().__init__(student, task, **kwargs)
         self.teacher_bits = teacher_bits
+        self.teacher: Frozen | None = None
         if isinstance(teacher, nn.Module):
-            self.teacher_name = type(teacher).__name__
-            self.teacher: Frozen | None = Frozen(teacher)
+            self.teacher_name, self.teacher = type(teacher).__name__, Frozen(teacher)
         else:
-            self.teacher_name, self.teacher = teacher, None
-            self.hparams["teacher"] = teacher
+            self.teach_with(teacher)
         self.teacher_cache = teacher_cache
         self.cache: TeacherCache | None = None
 
@@ -70,6 +69,11 @@ class DistillationModule(TaskModule, ABC):
             self.cache.keep(batch, prediction.logits)
         return prediction
 
+    def teach_with(self, name: str) -> None:
+        """Take the teacher of this name from the next training on."""
+        self.teacher_name, self.teacher = name, None
+        self.hparams["teacher"] = name
+
     def load_teacher(self) -> None:
         """Load the teacher that was given by name, unless it is there."""
         if self.teacher is None:
@@ -82,8 +86,11 @@ class DistillationModule(TaskModule, ABC):
             return
         self.load_teacher()
         if self.teacher_cache is not None and self.teacher is not None:
-            folder, ragged = Path(self.teacher_cache), self.task.ragged
-            self.cache = open_cache(folder, self.teacher.module, self.trainer, ragged=ragged)
+            root = Path(self.trainer.default_root_dir)
+            folder = root / "teacher_cache" if self.teacher_cache == "run" else self.teacher_cache
+            self.cache = open_cache(
+                Path(folder), self.teacher.module, self.trainer, ragged=self.task.ragged
+            )
 
 
 __all__ = ["DistillationModule"]

@@ -68,8 +68,11 @@ def test_trains_validates_tests_and_predicts(name, kind, tmp_path) -> None:
 @every_method
 def test_overfits_one_batch(name, kind) -> None:
     task = tiny.TASKS[kind]
-    module = tiny.method(name, task, learning_rate=0.05, weight_decay=0.0, lr_schedule="constant")
+    settings: Any = {"learning_rate": 0.05, "weight_decay": 0.0, "lr_schedule": "constant"}
     batch = tiny.batch(4, task)
+    if "teacher" in inspect.signature(getattr(methods, name)).parameters:
+        settings["teacher"] = tiny.skilled_teacher(task)
+    module = tiny.method(name, task, **settings)
     with torch.no_grad():
         at_first = float(task.hard_loss(module.predict(batch), batch).mean())
     loader = tiny.loader(4, 4, task)

@@ -1,0 +1,69 @@
+"""A teacher for a distillation run: the named model, fine-tuned on the task in the run's folder."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from time import perf_counter
+
+import lightning as L
+
+from lightning_kd.data import BenchmarkDataModule
+from lightning_kd.methods import DistillationModule, FineTuning, TaskModule
+from lightning_kd.outcome import Outcome
+
+__all__ = ["TeacherTraining", "train_teacher"]
+
+
+@dataclass(frozen=True)
+class TeacherTraining:
+    """Whether a run trains its teacher first.
+
+    Args:
+        epochs: Of fine-tuning model.teacher on the task; 0 takes it as it is.
+        learning_rate: Of that fine-tuning, at its peak.
+    """
+
+    epochs: int = 0
+    learning_rate: float = 2e-5
+
+
+def train_teacher(
+    student: DistillationModule,
+    datamodule: BenchmarkDataModule,
+    folder: Path,
+    trainer_for: Callable[[TaskModule], L.Trainer],
+    learning_rate: float,
+    seed: int,
+) -> None:
+    """Fine-tune the student's teacher, report and export it; goes on where it was cut off.
+
+    Args:
+        student: Its task, warm-up and schedule are the teacher's too; it is given the export.
+        datamodule: The student's.
+        folder: Gets ``checkpoints/``, ``report/`` and ``export/model/``.
+        trainer_for: Makes the trainer, with checkpoints in ``folder``.
+        learning_rate: Peak, of all weights.
+        seed: The run's, for the record.
+    """
+    exported = folder / "export" / "model"
+    if exported.is_dir():  # it appears whole
+        student.teach_with(str(exported))
+        return
+    module = FineTuning(
+        student.teacher_name,
+        student.task,
+        learning_rate=learning_rate,
+        weight_decay=student.weight_decay,
+        warmup_fraction=student.warmup_fraction,
+        lr_schedule=student.lr_schedule,
+    )
+    trainer = trainer_for(module)
+    start, last = perf_counter(), folder / "checkpoints" / "last.ckpt"
+    trainer.fit(module, datamodule=datamodule, ckpt_path=last if last.exists() else None)
+    outcome = Outcome(trainer, module, datamodule, folder, seed)
+    outcome.evaluate("validate", str(folder / "checkpoints" / "best.ckpt"))
+    if datamodule.has_test:
+        outcome.evaluate("test")
+    outcome.finish(perf_counter() - start, [], None, export=True)
+    trainer.strategy.barrier()
+    student.teach_with(str(exported))
