@@ -1,6 +1,6 @@
 """The one place that knows transformers: from a name to a model with the task's head."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
@@ -8,10 +8,11 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
+from lightning_kd.nn.surgery import keep_layers
 from lightning_kd.tasks import Classification, Task
 
 
-def load_model(name_or_path: str | Any, task: Task) -> nn.Module:
+def load_model(name_or_path: str | Any, task: Task, *, pretrained: bool = True) -> nn.Module:
     """A model with the head that ``task`` needs.
 
     Args:
@@ -19,6 +20,7 @@ def load_model(name_or_path: str | Any, task: Task) -> nn.Module:
             ``PretrainedConfig`` for a randomly initialized model (tests).
         task: Decides the head, its width and the names of its labels. A saved head is used where it
             has that width (MRPC after RTE), and a new one else (MRPC after MNLI).
+        pretrained: False takes the architecture of a name and random weights.
 
     Raises:
         FileNotFoundError: It looks like a path, but there is no such folder.
@@ -35,6 +37,8 @@ def load_model(name_or_path: str | Any, task: Task) -> nn.Module:
     check_local(name_or_path)
     settings = {"output_loading_info": True, "ignore_mismatched_sizes": True}
     try:
+        if not pretrained:
+            return load_model(transformers.AutoConfig.from_pretrained(name_or_path), task)
         with _quiet():
             model, report = head.from_pretrained(
                 str(Path(name_or_path).expanduser()) if name_or_path[:1] == "~" else name_or_path,
@@ -52,6 +56,31 @@ def load_model(name_or_path: str | Any, task: Task) -> nn.Module:
             "give a complete model"
         )
     return _with_padding(model, name_or_path)
+
+
+def make_student(
+    given: str | Any,
+    task: Task,
+    layers: int | Sequence[int] | None = None,
+    init: Literal["pretrained", "random"] = "pretrained",
+) -> nn.Module:
+    """The student of `lightning_kd.methods.TaskModule`; a module that is given is cut in place.
+
+    Raises:
+        ValueError: An unknown ``init``, or ``random`` for a module; see `keep_layers`.
+    """
+    if init not in ("pretrained", "random"):
+        raise ValueError(f"student_init must be pretrained or random, got {init!r}")
+    if isinstance(given, nn.Module) and init == "random":
+        raise ValueError("student_init=random needs a model's name, got a module; give it as it is")
+    student: nn.Module
+    if isinstance(given, nn.Module):
+        student = given
+    else:
+        student = load_model(given, task, pretrained=init == "pretrained")
+    if layers is not None:
+        keep_layers(student, layers)
+    return student
 
 
 def load_teacher(name_or_path: str, task: Task, bits: Literal[4, 8] | None = None) -> nn.Module:
@@ -241,4 +270,11 @@ def _padding_of(name_or_path: str) -> int | None:
     return padding
 
 
-__all__ = ["check_local", "head_modules", "load_model", "load_teacher", "unreachable"]
+__all__ = [
+    "check_local",
+    "head_modules",
+    "load_model",
+    "load_teacher",
+    "make_student",
+    "unreachable",
+]

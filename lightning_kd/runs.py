@@ -12,7 +12,12 @@ RUN_DIR = "LIGHTNING_KD_RUN_DIR"
 
 
 def with_settings(stage: str, args: list[str], recipe: str) -> tuple[list[str], Path]:
-    """The command line with the settings of the run it goes back to, and the folder to write to."""
+    """The command line with the settings of the run it goes back to, and the folder to write to.
+
+    An overlay ``offline.yaml`` may have a supplement for a recipe, ``offline/<recipe>.yaml``, which
+    is read right after it.
+    """
+    args = _with_supplements(args, recipe)
     resume, args = _pop_option(args, "--resume")
     if resume is not None:
         folder = Path(resume)
@@ -34,6 +39,17 @@ def with_settings(stage: str, args: list[str], recipe: str) -> tuple[list[str], 
         if config.is_file():
             args = ["--config", str(config), *args]
     return args, _new_run_dir(recipe)
+
+
+def _with_supplements(args: Sequence[str], recipe: str) -> list[str]:
+    out: list[str] = []
+    for word, before in zip(args, ["", *args], strict=False):
+        out.append(word)
+        path = word.partition("=")[2] if word.startswith("--config=") else word
+        supplement = Path(path).with_suffix("") / f"{recipe}.yaml"
+        if (before == "--config" or word.startswith("--config=")) and supplement.is_file():
+            out.append(f"--config={supplement}")
+    return out
 
 
 def _pop_option(args: Sequence[str], name: str) -> tuple[str | None, list[str]]:

@@ -4,6 +4,9 @@
 conformance matrix fails on what is missing.
 """
 
+import atexit
+import shutil
+import tempfile
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -100,13 +103,21 @@ def tokenizer_folder(folder: Path) -> Path:
     return folder
 
 
-def model_folder(folder: Path, kind: str = "bert", **changes: Any) -> Path:
+def model_folder(folder: Path, kind: str = "bert", seed: int = 0, **changes: Any) -> Path:
     """A Hugging Face folder with weights and tokenizer, for what takes names."""
     with torch.random.fork_rng():
-        torch.manual_seed(0)
+        torch.manual_seed(seed)
         made = load_model(config(kind, **changes), TASKS["classification"])
     made.save_pretrained(folder)  # type: ignore[operator]
     return tokenizer_folder(folder)
+
+
+@cache
+def named_model() -> str:
+    """A folder of `model_folder`, the same for the whole session."""
+    folder = Path(tempfile.mkdtemp(prefix="lightning-kd-tiny-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return str(model_folder(folder, seed=5))
 
 
 def sst2_folder(folder: Path, train: int = 32, dev: int = 12, test: int = 8) -> Path:

@@ -19,7 +19,7 @@ from typing_extensions import override
 
 from lightning_kd.evaluation import Evaluation
 from lightning_kd.export import atomic_directory
-from lightning_kd.models import load_model
+from lightning_kd.models import make_student
 from lightning_kd.nested import Nested
 from lightning_kd.optim import check_schedule, decay_groups, lr_scheduler
 from lightning_kd.paper import Paper
@@ -46,14 +46,17 @@ class TaskModule(L.LightningModule, ABC):
         lr_schedule: ``linear`` and ``cosine`` decay to 0 at the last step, ``constant`` stays.
         optimizer: Makes another optimizer from the trainable parameters; it then decides the
             learning rate and the decay.
+        student_layers: Of the student's layers keep so many first ones, or those of these numbers
+            (``[0, 2, 4]``); None keeps all.
+        student_init: ``random`` takes the student's architecture without its weights.
 
     Raises:
-        ValueError: Unknown task or schedule, or a fraction outside [0, 1].
+        ValueError: Unknown task or schedule, a fraction outside [0, 1], or layers it has not.
     """
 
     paper: ClassVar[Paper]
 
-    def __init__(
+    def __init__(  # noqa: PLR0913, PLR0917 (what every method has)
         self,
         student: str | nn.Module,
         task: str | Task,
@@ -62,6 +65,8 @@ class TaskModule(L.LightningModule, ABC):
         warmup_fraction: float = 0.06,
         lr_schedule: LRSchedule = "linear",
         optimizer: OptimizerCallable | None = None,
+        student_layers: int | list[int] | None = None,
+        student_init: Literal["pretrained", "random"] = "pretrained",
     ) -> None:
         super().__init__()
         check_schedule(lr_schedule, warmup_fraction)
@@ -69,7 +74,7 @@ class TaskModule(L.LightningModule, ABC):
         self.learning_rate, self.weight_decay = learning_rate, weight_decay
         self.warmup_fraction, self.lr_schedule = warmup_fraction, lr_schedule
         self.optimizer_factory = optimizer
-        self.student = student if isinstance(student, nn.Module) else load_model(student, self.task)
+        self.student = make_student(student, self.task, student_layers, student_init)
         self.evaluations: dict[tuple[str, int | None], Evaluation] = {}
         self.phase = ""
         self._last_terms: dict[str, Tensor] = {}

@@ -1,11 +1,12 @@
 """Layers and the surgery that puts them into a model."""
 
 from lightning_kd.nn.dynamic_lora import DynamicLoRALinear, dynamic_lora_layers, sample_ranks
-from lightning_kd.nn.surgery import match_linear_layers, replace_modules
+from lightning_kd.nn.surgery import keep_layers, match_linear_layers, replace_modules
 
 __all__ = [
     "DynamicLoRALinear",
     "dynamic_lora_layers",
+    "keep_layers",
     "match_linear_layers",
     "replace_modules",
     "sample_ranks",

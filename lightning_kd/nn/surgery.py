@@ -18,6 +18,41 @@ def replace_modules(
         setattr(model.get_submodule(parent), child, make(model.get_submodule(name)))
 
 
+def keep_layers(model: nn.Module, layers: int | Sequence[int]) -> None:
+    """Cut a transformer to some of its layers, in place: a student out of its teacher.
+
+    Args:
+        model: A transformers model.
+        layers: A number keeps so many of the first; a list those of these numbers, from 0 and in
+            this order (``[0, 2, 4]``: every second of six).
+
+    Raises:
+        ValueError: The model has no stack of layers, or not those.
+    """
+    config = getattr(model, "config", None)
+    depth = getattr(config, "num_hidden_layers", None)
+    lists = ((n, m) for n, m in model.named_modules() if isinstance(m, nn.ModuleList))
+    name, stack = next(((n, m) for n, m in lists if len(m) == depth), ("", None))
+    if stack is None:
+        raise ValueError(
+            f"{type(model).__name__} has no stack of num_hidden_layers={depth} layers to cut; give "
+            "a transformers model, or leave student_layers out"
+        )
+    wanted = list(range(layers)) if isinstance(layers, int) else list(layers)
+    if not wanted or not set(wanted) <= set(range(len(stack))):
+        raise ValueError(f"the model has layers 0 to {len(stack) - 1}, got {layers}")
+    replace_modules(model, [name], lambda _: nn.ModuleList([stack[i] for i in wanted]))
+    configs = [getattr(inner, "config", None) for inner in model.modules()]
+    for own in {id(own): own for own in configs if own is not None}.values():
+        own.num_hidden_layers = len(wanted)
+        if getattr(own, "layer_types", None):
+            own.layer_types = [own.layer_types[i] for i in wanted]
+    for index, layer in enumerate(model.get_submodule(name).children()):
+        for inner in layer.modules():
+            if isinstance(getattr(inner, "layer_idx", None), int):
+                vars(inner)["layer_idx"] = index  # decoders find their cache by it
+
+
 def match_linear_layers(
     model: nn.Module,
     target_modules: str | Sequence[str] | None,
@@ -77,4 +112,4 @@ def _nothing_matched(target_modules: str | Sequence[str], linear: Sequence[str])
     return f"target_modules {target_modules!r} match no linear layer; near names: {near}"
 
 
-__all__ = ["match_linear_layers", "replace_modules"]
+__all__ = ["keep_layers", "match_linear_layers", "replace_modules"]

@@ -13,7 +13,7 @@ import torch
 from torch.optim import SGD
 
 from lightning_kd import methods
-from lightning_kd.methods import DyLoRA, TaskModule
+from lightning_kd.methods import DistillationModule, DyLoRA, TaskModule
 from lightning_kd.nested import Nested
 from tests import tiny
 from tests.conformance.matrix import TinyData, fit, trainer, weights
@@ -71,6 +71,25 @@ def draws_of_two_processes(module: TaskModule) -> Any:
     return [[module.sampler.draw(step, process) for step in range(20)] for process in (0, 1)]
 
 
+def how_the_teacher_loads(module: TaskModule) -> Any:
+    """The types of its weights when it is loaded by name, or why it cannot be."""
+    assert isinstance(module, DistillationModule)
+    module.teach_with(tiny.named_model())
+    try:
+        module.load_teacher()
+    except ImportError as error:
+        return str(error)
+    assert module.teacher is not None
+    return sorted({str(p.dtype) for p in module.teacher.module.parameters()})
+
+
+def answers_kept(module: TaskModule) -> Any:
+    """Whether the teacher's answers are in a cache after an epoch."""
+    fit(module, max_steps=3)
+    assert isinstance(module, DistillationModule)
+    return module.cache is not None and module.cache.complete
+
+
 @dataclass(frozen=True)
 class Change:
     """Another value of an argument, and what must differ because of it.
@@ -103,6 +122,13 @@ ARGUMENTS: dict[str, dict[str, Change]] = {
     "TaskModule": {
         "student": Change(Made(lambda *_: tiny.model(seed=1)), at_start),
         "optimizer": Change(lambda parameters: SGD(parameters, lr=0.1)),
+        "student_layers": Change(1, at_start),
+        "student_init": Change("random", at_start, given={"student": tiny.named_model()}),
+    },
+    "DistillationModule": {
+        "teacher": Change(Made(lambda *_: tiny.model(seed=3))),
+        "teacher_bits": Change(4, how_the_teacher_loads),
+        "teacher_cache": Change(Made(lambda _, folder: str(folder / "cache")), answers_kept),
     },
     "LoRA": {
         "target_modules": Change(["key"], trainable_names),

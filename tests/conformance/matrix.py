@@ -40,6 +40,16 @@ class TinyData(ResumableDataModule):
         self.rows = [{k: v[i] for k, v in whole.items()} for i in range(examples)]
         self.task, self.batch_size = task, batch_size
 
+    @property
+    def train_identity(self) -> dict[str, str]:
+        return {"text": self.task.name}
+
+    @property
+    def train_keys(self) -> int:
+        return len(self.rows)
+
+    train_width, augments = 8, False
+
     def _sampler(self, *, shuffle: bool) -> ShardedBatches:
         trainer = self.trainer
         assert trainer is not None
