@@ -226,6 +226,8 @@ def _select(done: Sequence[PhaseRecord], folder: Path, final_select: FinalSelect
 
 def _put(checkpoint: Path, target: Path) -> None:
     """A second name for the file, or a copy where the file system has none."""
+    if target.exists() and target.samefile(checkpoint):
+        return
     scratch = target.with_name(f"{target.name}.tmp-{os.getpid()}")
     scratch.unlink(missing_ok=True)
     try:

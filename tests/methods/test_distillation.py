@@ -1,0 +1,106 @@
+"""The teacher: by name, by checkpoint, from the cache; never of other labels."""
+
+from typing import Any
+
+import pytest
+import torch
+
+from lightning_kd.methods import FineTuning, VanillaKD
+from lightning_kd.models import load_teacher
+from tests import tiny
+from tests.conformance.matrix import Watch, differing, fit, weights
+
+TASK = tiny.TASKS["classification"]
+
+
+def kd(teacher, **settings) -> VanillaKD:
+    return VanillaKD(tiny.model(), TASK, teacher=teacher, learning_rate=0.01, **settings)
+
+
+def test_a_named_teacher_is_loaded_for_training_only() -> None:
+    module = kd(tiny.named_model())
+    assert module.teacher is None
+    assert module.hparams["teacher"] == tiny.named_model()
+    with pytest.raises(RuntimeError, match="is loaded when a training starts; call load_teacher"):
+        module.teach(tiny.batch())
+    fit(module, max_steps=1)
+    assert module.teacher is not None
+
+
+def test_a_checkpoint_can_teach(tmp_path) -> None:
+    trained = FineTuning(tiny.named_model(), "sst2", learning_rate=0.01)
+    fit(trained, folder=tmp_path, max_steps=2)
+    path = str(tmp_path / "step=2.ckpt")
+    teacher = load_teacher(path, TASK)
+    assert differing(weights(trained.student), weights(teacher)) == []
+    with pytest.raises(ValueError, match="was trained on sst2, the student learns stsb"):
+        load_teacher(path, tiny.TASKS["regression"])
+    with pytest.raises(FileNotFoundError, match=r"there is no checkpoint none\.ckpt"):
+        load_teacher("none.ckpt", TASK)
+
+
+def test_a_teacher_without_a_trained_head_is_refused(tmp_path) -> None:
+    from transformers import BertModel
+
+    BertModel(tiny.config()).save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match=r"no trained weights for .*classifier.*fine-tune it"):
+        load_teacher(str(tmp_path), TASK)
+
+
+@pytest.mark.parametrize(
+    ("labels", "message"),
+    [
+        (["positive", "negative"], "labels positive, negative, the student's are negative, pos"),
+        (["good", "bad"], "has the labels good, bad, the student's are negative, positive"),
+        (["a", "b", "c"], r"answers with 3 labels \(a, b, c\), sst2 has 2 \(negative, positive\)"),
+    ],
+)
+def test_other_labels_or_another_order_are_refused_with_both(labels, message, tmp_path) -> None:
+    tiny.model_folder(tmp_path)
+    config = tiny.config()
+    config.id2label = dict(enumerate(labels))
+    config.save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match=message):
+        load_teacher(str(tmp_path), TASK)
+
+
+def test_unnamed_labels_are_taken_in_order(tmp_path) -> None:
+    tiny.model_folder(tmp_path)
+    tiny.config().save_pretrained(tmp_path)
+    teacher: Any = load_teacher(str(tmp_path), TASK)
+    assert teacher.config.num_labels == 2
+
+
+def asked(module: VanillaKD) -> tuple[list[int], dict[str, torch.Tensor]]:
+    """How often the teacher was asked in each step, and the student's weights in the end."""
+    calls: list[int] = []
+    assert module.teacher is not None
+    teacher = module.teacher.module
+    teacher.register_forward_pre_hook(lambda *_: calls.__setitem__(-1, calls[-1] + 1))
+    fit(module, callbacks=[Watch(lambda _: calls.append(0))], max_steps=9)
+    return calls, weights(module.student)
+
+
+def test_with_a_cache_each_example_is_asked_once_and_the_weights_are_the_same(tmp_path) -> None:
+    live, expected = asked(kd(tiny.model(seed=1)))
+    assert live == [1] * 9
+    first, kept = asked(kd(tiny.model(seed=1), teacher_cache=str(tmp_path)))
+    assert first == [1, 1, 1, 0, 0, 0, 0, 0, 0]
+    second, found = asked(kd(tiny.model(seed=1), teacher_cache=str(tmp_path)))
+    assert second == [0] * 9
+    assert differing(expected, kept) == []
+    assert differing(expected, found) == []
+
+
+def test_the_cache_of_another_teacher_is_refused(tmp_path) -> None:
+    fit(kd(tiny.model(seed=1), teacher_cache=str(tmp_path)), max_steps=1)
+    with pytest.raises(ValueError, match=r"was made for something else \(teacher: "):
+        fit(kd(tiny.model(seed=2), teacher_cache=str(tmp_path)), max_steps=1)
+
+
+def test_with_augmented_inputs_nothing_can_be_kept(tmp_path, monkeypatch) -> None:
+    from tests.conformance.matrix import TinyData
+
+    monkeypatch.setattr(TinyData, "augments", True)
+    with pytest.raises(ValueError, match="augmented at random, so that no answer can be kept"):
+        fit(kd(tiny.model(seed=1), teacher_cache=str(tmp_path)), max_steps=1)
