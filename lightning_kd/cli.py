@@ -172,7 +172,7 @@ class RecipeCLI(LightningCLI):
     def fit(self, model: TaskModule, ckpt_path: str | None = None, **kwargs: Any) -> None:
         """Fit (the teacher first, where asked), once or phase by phase, from where it was left."""
         data = kwargs["datamodule"]
-        if isinstance(model, DistillationModule) and self._get(self.config_init, "teacher.epochs"):
+        if isinstance(model, DistillationModule):
             self._train_teacher(model, data)
         if not model.phases:
             last = self.run_dir / "checkpoints" / "last.ckpt"
@@ -193,7 +193,9 @@ class RecipeCLI(LightningCLI):
 
     def _train_teacher(self, model: DistillationModule, data: BenchmarkDataModule) -> None:
         folder = self.run_dir / "teacher"
-        settings = self._get(self.config_init, "teacher")
+        settings: TeacherTraining = self._get(self.config_init, "teacher")
+        if settings.epochs == 0:
+            return
 
         def trainer_for(module: TaskModule) -> L.Trainer:
             checkpoints = folder / "checkpoints"

@@ -119,7 +119,7 @@ def load_teacher(name_or_path: str, task: Task, bits: Literal[4, 8] | None = Non
     if lost:
         raise ValueError(
             f"the teacher {name_or_path} has no trained weights for {lost[:4]}; give one that was "
-            f"fine-tuned on {task.name}, or fine-tune it first (--teacher_epochs 3)"
+            f"fine-tuned on {task.name}, or fine-tune it first (--teacher.epochs 3)"
         )
     return _with_padding(model, name_or_path)
 
