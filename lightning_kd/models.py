@@ -39,7 +39,7 @@ def load_model(name_or_path: str | Any, task: Task, *, pretrained: bool = True) 
     try:
         if not pretrained:
             return load_model(transformers.AutoConfig.from_pretrained(name_or_path), task)
-        with _quiet():
+        with quiet():
             model, report = head.from_pretrained(
                 str(Path(name_or_path).expanduser()) if name_or_path[:1] == "~" else name_or_path,
                 **settings,
@@ -109,7 +109,7 @@ def load_teacher(name_or_path: str, task: Task, bits: Literal[4, 8] | None = Non
     try:
         config = transformers.AutoConfig.from_pretrained(name)
         _check_labels(name_or_path, config, task)
-        with _quiet():
+        with quiet():
             model, report = getattr(transformers, task.auto_class).from_pretrained(
                 name, output_loading_info=True, ignore_mismatched_sizes=True, **settings
             )
@@ -223,7 +223,7 @@ def head_modules(model: nn.Module) -> list[str]:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Without transformers' bars and its table of missing weights: a new head is expected."""
     import logging as levels
 

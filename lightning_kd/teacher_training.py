@@ -58,6 +58,8 @@ def train_teacher(
         lr_schedule=student.lr_schedule,
     )
     trainer = trainer_for(module)
+    if trainer.is_global_zero:
+        print(f"first the teacher: {student.teacher_name}, {trainer.max_epochs} epoch(s)")  # noqa: T201
     start, last = perf_counter(), folder / "checkpoints" / "last.ckpt"
     trainer.fit(module, datamodule=datamodule, ckpt_path=last if last.exists() else None)
     outcome = Outcome(trainer, module, datamodule, folder, seed)

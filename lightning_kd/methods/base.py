@@ -19,7 +19,7 @@ from typing_extensions import override
 
 from lightning_kd.evaluation import Evaluation
 from lightning_kd.export import atomic_directory
-from lightning_kd.models import make_student
+from lightning_kd.models import make_student, quiet
 from lightning_kd.nested import Nested
 from lightning_kd.optim import check_schedule, decay_groups, lr_scheduler
 from lightning_kd.paper import Paper
@@ -283,7 +283,7 @@ class TaskModule(L.LightningModule, ABC):
     def export(self, directory: Path, size: int | None = None) -> None:
         """Write the student as a Hugging Face folder (weights as safetensors)."""
         del size  # a plain model has one
-        with atomic_directory(directory) as folder:
+        with atomic_directory(directory) as folder, quiet():
             self.student.save_pretrained(folder)  # type: ignore[operator]
 
 

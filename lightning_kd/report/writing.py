@@ -1,8 +1,8 @@
 """Writes the report of a run to its folder and shows it on the terminal.
 
-``summary.json`` is for programs, ``report.md`` is one page for a person, and a method with sizes
-has a plot. Each file appears whole or not at all, the numbers first: whatever goes wrong with a
-plot or a reference, the numbers of a run are not lost.
+``summary.json`` is for programs, ``report.md`` is one page for a person, with the curves of the
+training; a method with sizes has a plot of them. Each file appears whole or not at all, the numbers
+first: whatever goes wrong with a plot or a reference, the numbers of a run are not lost.
 """
 
 import json
@@ -13,6 +13,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING
 
+from lightning_kd.report.curves import plot_curves
 from lightning_kd.report.plots import plot_sizes, reference_name
 from lightning_kd.report.selection import explain
 from lightning_kd.report.summary import Summary
@@ -21,6 +22,7 @@ from lightning_kd.report.tables import MARK, Grid, number, result_grids, size_te
 if TYPE_CHECKING:
     from rich.console import Console
 
+CURVES = "curves.png"
 Exports = Mapping[int, Path] | Mapping[int | None, Path]
 
 
@@ -54,8 +56,30 @@ def write_report(
     if summary.sizes:
         picture = plot_sizes(summary, list(others.values()), chosen, baseline)
         _write(folder / _plot_name(summary), picture)
+    levels = _levels(summary, others, baseline)
+    curves = plot_curves(run_dir / "metrics.csv", levels, summary.metrics[0], summary.size_name)
+    if curves is not None:
+        _write(folder / CURVES, curves)
     page = _page(folder, summary, others, chosen, exports, baseline)
     _write(folder / "report.md", page.encode())
+
+
+def _levels(
+    summary: Summary, references: Mapping[Path, Summary], baseline: float | None
+) -> dict[str, float]:
+    """What to draw across the validated metric: the best of each reference, and the baseline."""
+    split, metric = summary.splits[0], summary.metrics[0]
+    levels = {} if baseline is None else {"most frequent class": baseline}
+    for path, other in references.items():
+        values = [r.value for r in other.results if (r.split, r.metric) == (split, metric)]
+        if values:
+            levels[_name(path, other, summary)] = max(values)
+    return levels
+
+
+def _name(path: Path, reference: Summary, summary: Summary) -> str:
+    """A teacher that a run trained itself is in that folder of it."""
+    return "teacher" if path.name == "teacher" else reference_name(reference, summary)
 
 
 def read_references(paths: Sequence[Path], benchmark: str, task: str) -> dict[Path, Summary]:
@@ -137,6 +161,8 @@ def _page(
             f"Always answering the most frequent class gives {summary.metrics[0]} "
             f"{number(baseline)}."
         )
+    if (folder / CURVES).is_file():
+        blocks += ["## Training", f"![Loss, schedules and validation]({CURVES})"]
     if exports:
         blocks += ["## Exports", "\n".join(_export_lines(summary, exports, folder))]
     if references:
@@ -167,7 +193,7 @@ def _facts(summary: Summary) -> Grid:
 def _reference_grid(summary: Summary, references: Mapping[Path, Summary], folder: Path) -> Grid:
     rows = []
     for path, other in references.items():
-        name = reference_name(other, summary)
+        name = _name(path, other, summary)
         if other.data_sha256 != summary.data_sha256:
             name += ", other data"
         for result in other.results:
@@ -187,6 +213,7 @@ def _places(summary: Summary, run_dir: Path, exports: Exports) -> Iterator[tuple
         "metrics": run_dir / "metrics.csv",
         "report": run_dir / "report" / "report.md",
         "plot": run_dir / "report" / _plot_name(summary),
+        "curves": run_dir / "report" / CURVES,
     }
     yield from ((name, path) for name, path in places.items() if path.exists())
     for size, path in exports.items():

@@ -15,7 +15,12 @@ from lightning_kd.data import GLUE
 from tests import tiny
 from tests.kill import ROOT
 
-RECIPES = {"dylora_glue": "DyLoRA", "fine_tuning_glue": "FineTuning", "lora_glue": "LoRA"}
+RECIPES = {
+    "dylora_glue": "DyLoRA",
+    "fine_tuning_glue": "FineTuning",
+    "lora_glue": "LoRA",
+    "vanilla_kd_glue": "VanillaKD",
+}
 """The method of each recipe; `tests/meta/test_recipes.py` checks that none is missing."""
 
 every_recipe = pytest.mark.parametrize("stem", RECIPES)
@@ -65,6 +70,9 @@ class Site:
 
     def fit(self, stem: str, *args: str | Path, **more: Any) -> Path:
         """A whole run with `settings`; returns its folder."""
+        method = getattr(methods, RECIPES[stem])
+        if issubclass(method, methods.DistillationModule):
+            more = {"model.teacher": self.model, **more}
         return self.folder / self.run(stem, *args, *self.settings(**more)).run_dir
 
     def runs(self) -> list[Path]:
