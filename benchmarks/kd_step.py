@@ -1,0 +1,130 @@
+"""What does a distillation step cost beside TextBrewer's?
+
+Forward of student and teacher, tempered KL and cross-entropy, backward, AdamW, on the same models
+and batches: the MiniLM encoder teaches its first layers. TextBrewer's step is what its
+``BasicDistiller`` does with a batch, without its TensorBoard. The limit beside both: the student's
+own step and the teacher's forward pass.
+
+    pip install --no-deps textbrewer==0.2.1.post1   # the peer; also in the `bench` extra
+    python benchmarks/kd_step.py
+"""
+
+import argparse
+import copy
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from benchmarks.common import (
+    Check,
+    Spread,
+    interleaved,
+    parser,
+    ratio,
+    report,
+    start,
+    token_batches,
+)
+from lightning_kd.methods import VanillaKD
+from lightning_kd.models import load_model
+from lightning_kd.nn import keep_layers
+from lightning_kd.tasks import task_named
+
+TEMPERATURE = 2.0
+Batch = dict[str, Tensor]
+
+
+def options() -> argparse.Namespace:
+    """The command line."""
+    made = parser(__doc__, rounds=20)
+    made.add_argument("--layers", type=int, default=3, help="of the student")
+    made.add_argument("--batch_size", type=int, default=32)
+    made.add_argument("--length", type=int, default=64)
+    return made.parse_args()
+
+
+def textbrewers(teacher: nn.Module, student: nn.Module) -> Callable[[Batch], Tensor]:
+    """The loss of a batch as TextBrewer computes it."""
+    import tempfile
+
+    from textbrewer import BasicDistiller, DistillationConfig, TrainingConfig
+
+    folder = tempfile.mkdtemp()
+    distiller = BasicDistiller(
+        TrainingConfig(device="cpu", log_dir=None, output_dir=folder),
+        DistillationConfig(
+            temperature=TEMPERATURE, hard_label_weight=0.5, kd_loss_weight=0.5, kd_loss_type="ce"
+        ),
+        teacher,
+        student,
+        lambda _, output: {"logits": output.logits},
+        lambda _, output: {"logits": output.logits, "losses": output.loss},
+    )
+
+    def loss(batch: Batch) -> Tensor:
+        total: Tensor = distiller.train_on_batch(batch, {})[0]
+        return total
+
+    return loss
+
+
+def main() -> None:
+    """Measure and report."""
+    given = options()
+    start(given)
+    task = task_named("sst2")
+    teacher: Any = load_model(given.student, task).eval().requires_grad_(requires_grad=False)
+    first: Any = load_model(given.student, task).train()
+    keep_layers(first, given.layers)
+    second, third = copy.deepcopy(first), copy.deepcopy(first)
+    module = VanillaKD(first, task, teacher=teacher, alpha=0.5, temperature=TEMPERATURE)
+    theirs = textbrewers(teacher, second)
+
+    def ours(batch: Batch) -> Tensor:
+        return sum(module.objective(batch).values(), torch.zeros(()))
+
+    def limit(batch: Batch) -> Tensor:
+        with torch.no_grad():
+            teacher(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"])
+        loss: Tensor = third(**batch).loss
+        return loss
+
+    batches = token_batches(4, given.batch_size, given.length, 30522, given.seed)
+
+    def step(model: nn.Module, loss: Callable[[Batch], Tensor]) -> Callable[[], None]:
+        optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5)
+        turn = iter(batches * 10**6)
+
+        def one() -> None:
+            optimizer.zero_grad()
+            torch.autograd.backward(loss(next(turn)))
+            optimizer.step()
+
+        return one
+
+    systems = {
+        "lightning-kd": step(first, ours),
+        "TextBrewer": step(second, theirs),
+        "limit": step(third, limit),
+    }
+    seconds = interleaved(systems, given)
+    print("milliseconds per step")
+    for name, values in seconds.items():
+        print(f"{name:>12} | {Spread.of(values).scaled(1e3)}")
+    report(
+        "kd_step",
+        Check("step / TextBrewer", ratio(seconds["lightning-kd"], seconds["TextBrewer"]), 1.0),
+        Check(
+            "step / student's step + teacher's forward pass",
+            ratio(seconds["lightning-kd"], seconds["limit"]),
+            1.05,
+        ),
+        threads=given.threads,
+        clock=given.clock,
+    )
+
+
+if __name__ == "__main__":
+    main()
