@@ -9,6 +9,7 @@ both share whatever the machine does.
 
     python benchmarks/framework_tax.py
     python benchmarks/framework_tax.py --rounds 5 --terminal
+    python benchmarks/framework_tax.py --bare       # Lightning's own share: an empty module, no loggers
 """
 
 import argparse
@@ -49,6 +50,7 @@ def options() -> argparse.Namespace:
     made.add_argument("--layers", type=int, default=2, help="of the encoder")
     made.add_argument("--batch_size", type=int, default=8)
     made.add_argument("--length", type=int, default=32)
+    made.add_argument("--bare", action="store_true", help="a Trainer with nothing of ours")
     made.add_argument("--terminal", action="store_true", help="draw the bar as on a terminal")
     return made.parse_args()
 
@@ -89,6 +91,28 @@ def by_hand(module: DyLoRA, loader: DataLoader[Any], max_steps: int, file: Path)
             yield
 
 
+class Bare(L.LightningModule):
+    """The same training in as few lines as Lightning allows."""
+
+    def __init__(self, method: DyLoRA, max_steps: int) -> None:
+        super().__init__()
+        self.method, self.max_steps = method, max_steps
+
+    @override
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        self.method.resize(self.method.sampler.draw(self.trainer.global_step))
+        logits = self.method.student(
+            input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]
+        ).logits
+        return nn.functional.cross_entropy(logits, batch["labels"])
+
+    @override
+    def configure_optimizers(self) -> Any:
+        optimizer = self.method.make_optimizer()
+        schedule = lr_scheduler(optimizer, "linear", 0.06, self.max_steps)
+        return [optimizer], [{"scheduler": schedule, "interval": "step"}]
+
+
 class Turns(L.Callback):
     """Before every ``segment``-th step of the trainer, runs a segment by hand; times both."""
 
@@ -113,6 +137,21 @@ class Turns(L.Callback):
             next(self.hand)
         self._began = self.clock()
         self.hand_seconds.append((self._began - now) / self.segment)
+
+
+def bare_trainer(steps: int, turns: Turns) -> L.Trainer:
+    """Without loggers, bar and checkpoints."""
+    nothing: Any = dict.fromkeys(
+        ("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary"), False
+    )
+    return L.Trainer(
+        accelerator="cpu",
+        devices=1,
+        max_steps=steps,
+        limit_val_batches=0,
+        callbacks=[turns],
+        **nothing,
+    )
 
 
 def make_trainer(folder: Path, steps: int, turns: Turns, *, terminal: bool) -> L.Trainer:
@@ -152,13 +191,16 @@ def main() -> None:
         # One segment more: the first of the trainer's turns is the hand's too.
         hand = by_hand(dylora(given), loaders[0], steps + given.segment, folder / "hand.csv")
         turns = Turns(hand, given)
-        trainer = make_trainer(folder, steps, turns, terminal=given.terminal)
-        trainer.fit(dylora(given), train_dataloaders=loaders[1])
-        rows = len((folder / "metrics.csv").read_text().splitlines())
+        module: L.LightningModule = dylora(given)
+        if given.bare:
+            trainer, module = bare_trainer(steps, turns), Bare(dylora(given), steps)
+        else:
+            trainer = make_trainer(folder, steps, turns, terminal=given.terminal)
+        trainer.fit(module, train_dataloaders=loaders[1])
     ours = turns.trainer_seconds[given.warmup :]
     theirs = turns.hand_seconds[given.warmup : given.warmup + len(ours)]
     print(f"{len(ours)} segments of {given.segment} steps | milliseconds per step")
-    print(f"Trainer | {Spread.of(ours).scaled(1e3)}   ({rows} lines in metrics.csv)")
+    print(f"Trainer | {Spread.of(ours).scaled(1e3)}")
     print(f"by hand | {Spread.of(theirs).scaled(1e3)}")
     tax = Spread.of([a - b for a, b in zip(ours, theirs, strict=True)]).scaled(1e3)
     print(f"    tax | {tax}")
@@ -171,6 +213,7 @@ def main() -> None:
         step_ms=round(Spread.of(theirs).median * 1e3, 3),
         tax_ms=round(tax.median, 3),
         terminal=given.terminal,
+        bare=given.bare,
         threads=given.threads,
     )
 
