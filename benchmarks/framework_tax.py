@@ -9,7 +9,7 @@ both share whatever the machine does.
 
     python benchmarks/framework_tax.py
     python benchmarks/framework_tax.py --rounds 5 --terminal
-    python benchmarks/framework_tax.py --bare       # Lightning's own share: an empty module, no loggers
+    python benchmarks/framework_tax.py --bare   # Lightning alone: nothing of ours
 """
 
 import argparse
