@@ -43,7 +43,7 @@ class _SaveConfig(SaveConfigCallback):
 
     @override
     def save_config(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        path = Path(trainer.default_root_dir) / "config.yaml"
+        path = Path(self.config_filename)
         path.parent.mkdir(parents=True, exist_ok=True)
         self.parser.save(self.config, path, skip_none=False, overwrite=True, multifile=False)
 
@@ -72,7 +72,10 @@ class RecipeCLI(LightningCLI):
             args=list(args),
             seed_everything_default=0,
             save_config_callback=_SaveConfig,
-            save_config_kwargs={"save_to_log_dir": False},
+            save_config_kwargs={
+                "save_to_log_dir": False,
+                "config_filename": str(run_dir / "config.yaml"),
+            },
             parser_kwargs=dict.fromkeys(STAGES, files),
             auto_configure_optimizers=False,  # a method makes its own, or takes --model.optimizer
         )

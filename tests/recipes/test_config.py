@@ -38,6 +38,9 @@ def test_the_recipes_own_config_is_its_default(stem, site, capsys) -> None:
 def test_overlay_parses_and_wins_over_the_recipes_config(stem, overlay, site, capsys) -> None:
     written = flat(yaml.safe_load(overlay.read_text()))
     assert written
+    supplement = overlay.with_suffix("") / f"{stem}.yaml"
+    if supplement.is_file():
+        written |= flat(yaml.safe_load(supplement.read_text()))
     command = ["--config", str(overlay), "--print_config"]
     printed = flat(printed_config(capsys, lambda: site.run(stem, *command)))
     assert {key: printed[key] for key in written} == written

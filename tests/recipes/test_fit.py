@@ -41,6 +41,7 @@ def test_dylora_writes_the_promised_files_and_no_others(dylora_run, site) -> Non
         "report/summary.json",
         "report/report.md",
         "report/ranks.png",
+        "report/curves.png",
     }
     assert (dylora_run / "report/ranks.png").read_bytes().startswith(b"\x89PNG")
     folders = {name.rpartition("/")[0] for name in exports}
