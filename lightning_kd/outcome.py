@@ -1,7 +1,9 @@
 """What a run comes to: its best weights evaluated, sizes chosen, adapters exported, a report."""
 
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import lightning as L
@@ -107,11 +109,23 @@ class Outcome:
             sizes_or_whole: Sequence[int | None] = chosen or [None]
             exports = {size: self._export_folder(size) for size in sizes_or_whole}
             for size, folder in exports.items():
-                module.export(folder, size)
-                if size is None:  # a whole model is of no use without it
-                    self.datamodule.tokenizer.save_pretrained(folder)
+                if size is None:
+                    self._export_whole(folder)
+                else:
+                    module.export(folder, size)
         write_report(self.run_dir, summary, references, chosen, exports, self.baseline)
         show(summary, self.run_dir, chosen, exports)
+
+    def _export_whole(self, folder: Path) -> None:
+        """The model with its tokenizer, without which it is of no use."""
+        with TemporaryDirectory() as written:
+            self.datamodule.tokenizer.save_pretrained(written)
+            files = list(Path(written).iterdir())
+            for file in files:  # of an earlier export, which replaces no files but its own
+                (folder / file.name).unlink(missing_ok=True)
+            self.module.export(folder)
+            for file in files:
+                shutil.copyfile(file, folder / file.name)
 
     def _choose(self) -> list[int]:
         validation = self.datamodule.eval_splits("validate")[0]

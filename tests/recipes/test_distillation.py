@@ -111,3 +111,8 @@ def test_a_model_that_was_not_fine_tuned_cannot_teach(site, tmp_path, capsys) ->
     with pytest.raises(SystemExit):
         site.fit("vanilla_kd_glue", **{"model.teacher": tmp_path})
     assert "fine-tune it first (--teacher.epochs 3)" in capsys.readouterr().err
+
+
+def test_a_finished_run_resumed_exports_again(taught, site) -> None:
+    site.run("vanilla_kd_glue", "--resume", taught)
+    assert (taught / "export/model/tokenizer.json").exists()
