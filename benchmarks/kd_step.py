@@ -27,12 +27,12 @@ from benchmarks.common import (
     start,
     token_batches,
 )
+from benchmarks.textbrewer_peer import TEMPERATURE, distiller
 from lightning_kd.methods import VanillaKD
 from lightning_kd.models import load_model
 from lightning_kd.nn import keep_layers
 from lightning_kd.tasks import task_named
 
-TEMPERATURE = 2.0
 Batch = dict[str, Tensor]
 
 
@@ -45,31 +45,6 @@ def options() -> argparse.Namespace:
     return made.parse_args()
 
 
-def textbrewers(teacher: nn.Module, student: nn.Module) -> Callable[[Batch], Tensor]:
-    """The loss of a batch as TextBrewer computes it."""
-    import tempfile
-
-    from textbrewer import BasicDistiller, DistillationConfig, TrainingConfig
-
-    folder = tempfile.mkdtemp()
-    distiller = BasicDistiller(
-        TrainingConfig(device="cpu", log_dir=None, output_dir=folder),
-        DistillationConfig(
-            temperature=TEMPERATURE, hard_label_weight=0.5, kd_loss_weight=0.5, kd_loss_type="ce"
-        ),
-        teacher,
-        student,
-        lambda _, output: {"logits": output.logits},
-        lambda _, output: {"logits": output.logits, "losses": output.loss},
-    )
-
-    def loss(batch: Batch) -> Tensor:
-        total: Tensor = distiller.train_on_batch(batch, {})[0]
-        return total
-
-    return loss
-
-
 def main() -> None:
     """Measure and report."""
     given = options()
@@ -80,10 +55,14 @@ def main() -> None:
     keep_layers(first, given.layers)
     second, third = copy.deepcopy(first), copy.deepcopy(first)
     module = VanillaKD(first, task, teacher=teacher, alpha=0.5, temperature=TEMPERATURE)
-    theirs = textbrewers(teacher, second)
+    rival = distiller(teacher, second, caching=False)
 
     def ours(batch: Batch) -> Tensor:
         return sum(module.objective(batch).values(), torch.zeros(()))
+
+    def theirs(batch: Batch) -> Tensor:
+        loss: Tensor = rival.train_on_batch(batch, {})[0]
+        return loss
 
     def limit(batch: Batch) -> Tensor:
         with torch.no_grad():

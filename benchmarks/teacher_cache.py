@@ -32,6 +32,7 @@ from benchmarks.common import (
     start,
     token_batches,
 )
+from benchmarks.textbrewer_peer import distiller
 from lightning_kd.methods import VanillaKD
 from lightning_kd.models import load_model
 from lightning_kd.tasks import Prediction, task_named
@@ -103,25 +104,14 @@ def textbrewers(
     teacher: nn.Module, student: nn.Module, optimizer: torch.optim.Optimizer, batches: list[Batch]
 ) -> Callable[[], None]:
     """An epoch from TextBrewer's cache."""
-    from textbrewer import BasicDistiller, DistillationConfig, TrainingConfig
-
-    distiller = BasicDistiller(
-        TrainingConfig(device="cpu", log_dir=None, output_dir=tempfile.mkdtemp()),
-        DistillationConfig(
-            temperature=2.0, hard_label_weight=0.5, kd_loss_weight=0.5, is_caching_logits=True
-        ),
-        teacher,
-        student,
-        lambda _, output: {"logits": [output.logits]},
-        lambda _, output: {"logits": [output.logits], "losses": [output.loss]},
-    )
+    rival = distiller(teacher, student, caching=True)
     for batch in batches:
-        distiller.cache_logits({k: v for k, v in batch.items() if k != "idx"}, {}, None)
+        rival.cache_logits({k: v for k, v in batch.items() if k != "idx"}, {}, None)
 
     def epoch() -> None:
-        for cached in distiller.logits_cache:
+        for cached in rival.logits_cache:
             optimizer.zero_grad()
-            torch.autograd.backward(distiller.train_on_batch(cached, {})[0])
+            torch.autograd.backward(rival.train_on_batch(cached, {})[0])
             optimizer.step()
 
     return epoch

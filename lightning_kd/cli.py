@@ -181,8 +181,6 @@ class RecipeCLI(LightningCLI):
             last = self.run_dir / "checkpoints" / "last.ckpt"
             path = ckpt_path or (str(last) if last.exists() else None)
             self.trainer.fit(model, ckpt_path=path, **kwargs)
-            best: Any = self.trainer.checkpoint_callback
-            self._selected = best.best_model_path if best is not None else None
             return
         if ckpt_path is not None:
             raise ValueError(
@@ -191,8 +189,7 @@ class RecipeCLI(LightningCLI):
             )
         check_epochs(model.phases, self._get(self.config_init, "trainer").max_epochs)
         select = self._get(self.config_init, "final_select")
-        self.trainer, selected = fit_phases(model, data, self.run_dir, self._trainer_of, select)
-        self._selected = str(selected) if selected.exists() else None
+        self.trainer, _ = fit_phases(model, data, self.run_dir, self._trainer_of, select)
 
     def _train_teacher(self, model: DistillationModule, data: BenchmarkDataModule) -> None:
         folder = self.run_dir / "teacher"
@@ -217,7 +214,8 @@ class RecipeCLI(LightningCLI):
             return
         seconds = perf_counter() - self._started
         outcome = Outcome(self.trainer, self.model, self.datamodule, self.run_dir, self._seed)
-        outcome.evaluate("validate", str(self._selected) if self._selected else None)
+        best = self.run_dir / "checkpoints" / "best.ckpt"
+        outcome.evaluate("validate", str(best) if best.exists() else None)
         if self.datamodule.has_test:
             outcome.evaluate("test")
         sizes = self._get(self.config_init, "export_sizes")

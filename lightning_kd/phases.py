@@ -115,7 +115,7 @@ def fit_phases(
 ) -> tuple[L.Trainer, Path]:
     """Fit every phase that is not done yet; returns the last trainer and the selected checkpoint.
 
-    The checkpoint is copied to ``checkpoints/best.ckpt``. All processes of a run make this call.
+    The checkpoint gets the name ``checkpoints/best.ckpt``. All processes of a run make this call.
 
     Args:
         module: Its ``phases`` are fitted, in this order.

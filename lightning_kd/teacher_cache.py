@@ -6,6 +6,7 @@ pass of its own and one that was cut off is gone on with. A *fingerprint* says w
 answers to; a cache for anything else is refused.
 """
 
+import contextlib
 import hashlib
 import json
 import os
@@ -152,26 +153,17 @@ class TeacherCache:
 
     def _create(self, shape: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray]:
         """Make the files, with their whole size reserved: later writes cannot run out of disk."""
-        self.folder.mkdir(parents=True, exist_ok=True)
         sizes = {"logits.bin": 4 * self.rows * int(np.prod(shape)), "sums.bin": 4 * self.rows}
         for name, size in sizes.items():
-            scratch = self.folder / f"{name}.tmp-{os.getpid()}"
             try:
-                with scratch.open("wb") as file:
-                    os.posix_fallocate(file.fileno(), 0, size)
-                # Another process may be as far: the first one's file is everybody's.
-                os.link(scratch, self.folder / name)
-            except FileExistsError:
-                pass
+                _reserve(self.folder / name, size)
             except OSError as error:
                 raise OSError(
                     error.errno,
                     f"no room for {size:,} bytes of the teacher's answers ({error.strerror}); "
-                    "free some, or set teacher_cache to null",
+                    "give another --model.teacher_cache, or set it to null",
                     str(self.folder / name),
                 ) from error
-            finally:
-                scratch.unlink(missing_ok=True)
         header = {"fingerprint": self.fingerprint, "rows": self.rows, "shape": list(shape)}
         text = json.dumps(header, indent=2).encode()
         write_atomically(lambda file: file.write(text), self.folder / "header.json")
@@ -269,6 +261,19 @@ def open_cache(
         "transformers": transformers.__version__,
     }
     return TeacherCache(folder, fingerprint, data.train_keys, data.train_width if ragged else None)
+
+
+def _reserve(path: Path, size: int) -> None:
+    """Make a file of zeros whose blocks are allocated; one that is there is everybody's."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    scratch = path.with_name(f"{path.name}.tmp-{os.getpid()}")
+    try:
+        with scratch.open("wb") as file:
+            os.posix_fallocate(file.fileno(), 0, size)
+        with contextlib.suppress(FileExistsError):  # another process was as far
+            os.link(scratch, path)
+    finally:
+        scratch.unlink(missing_ok=True)
 
 
 def _changes(theirs: Mapping[str, str], ours: Mapping[str, str]) -> list[str]:

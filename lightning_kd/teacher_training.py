@@ -46,7 +46,7 @@ def train_teacher(
         seed: The run's, for the record.
     """
     exported = folder / "export" / "model"
-    if exported.is_dir():  # it appears whole
+    if (folder / "report" / "summary.json").exists():  # written when the export is whole
         student.teach_with(str(exported))
         return
     module = FineTuning(

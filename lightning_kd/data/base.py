@@ -44,7 +44,7 @@ class Transform(ABC):
         """A text that differs whenever the transform would give something else."""
 
 
-class BenchmarkDataModule(TrainingText, ResumableDataModule, ABC):
+class BenchmarkDataModule(ResumableDataModule, TrainingText):
     """One task of a benchmark, tokenized once, with the splits kept apart.
 
     Test labels are mostly secret, so *validation* is the published dev set and there is no test

@@ -1,5 +1,6 @@
 """What a text data module says of its training examples; see `lightning_kd.teacher_cache`."""
 
+from abc import ABC, abstractmethod
 from functools import cached_property
 
 import numpy as np
@@ -9,17 +10,17 @@ from lightning_kd.data.encoding import Encoded
 __all__ = ["TrainingText"]
 
 
-class TrainingText:
+class TrainingText(ABC):
     """`lightning_kd.teacher_cache.TrainingRows` for data modules whose examples are tokens."""
 
     max_length: int
 
     @property
-    def _tokenizer_digest(self) -> str:
-        raise NotImplementedError  # the data module's
+    @abstractmethod
+    def _tokenizer_digest(self) -> str: ...
 
-    def _splits(self, role: str) -> dict[str, Encoded]:
-        raise NotImplementedError  # the data module's
+    @abstractmethod
+    def _splits(self, role: str) -> dict[str, Encoded]: ...
 
     @cached_property
     def train_identity(self) -> dict[str, str]:

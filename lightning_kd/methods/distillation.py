@@ -10,9 +10,9 @@ from typing_extensions import override
 
 from lightning_kd.frozen import Frozen
 from lightning_kd.methods.base import Batch, TaskModule
-from lightning_kd.models import load_teacher
 from lightning_kd.tasks import Prediction, Task
 from lightning_kd.teacher_cache import TeacherCache, open_cache
+from lightning_kd.teachers import check_vocabulary, load_teacher
 
 
 class DistillationModule(TaskModule, ABC):
@@ -32,7 +32,7 @@ class DistillationModule(TaskModule, ABC):
         kwargs: See `TaskModule`.
 
     Raises:
-        ValueError: The teacher was made for other labels, or has no head for the task.
+        ValueError: The teacher was made for other labels or tokens, or has no head for the task.
     """
 
     def __init__(
@@ -84,6 +84,9 @@ class DistillationModule(TaskModule, ABC):
         super().setup(stage)
         if stage != "fit":
             return
+        tokenizer = getattr(vars(self.trainer).get("datamodule"), "tokenizer", None)
+        if self.teacher is None and tokenizer is not None:
+            check_vocabulary(self.teacher_name, tokenizer)
         self.load_teacher()
         if self.teacher_cache is not None and self.teacher is not None:
             root = Path(self.trainer.default_root_dir)

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from lightning_kd.methods import FineTuning, VanillaKD
-from lightning_kd.models import load_teacher
+from lightning_kd.teachers import check_vocabulary, load_teacher
 from tests import tiny
 from tests.conformance.matrix import Watch, differing, fit, weights
 
@@ -104,3 +104,16 @@ def test_with_augmented_inputs_nothing_can_be_kept(tmp_path, monkeypatch) -> Non
     monkeypatch.setattr(TinyData, "augments", True)
     with pytest.raises(ValueError, match="augmented at random, so that no answer can be kept"):
         fit(kd(tiny.model(seed=1), teacher_cache=str(tmp_path)), max_steps=1)
+
+
+def test_a_teacher_of_other_tokens_is_refused_with_both(tmp_path) -> None:
+    from transformers import AutoTokenizer, BertTokenizer
+
+    ours = AutoTokenizer.from_pretrained(tiny.named_model())
+    check_vocabulary(tiny.named_model(), ours)
+    tiny.config().save_pretrained(tmp_path)
+    check_vocabulary(str(tmp_path), ours)  # there is nothing to compare with
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "other"]
+    BertTokenizer(vocab={w: i for i, w in enumerate(words)}).save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="reads 6 tokens of its own tokenizer, the student 40 of"):
+        check_vocabulary(str(tmp_path), ours)

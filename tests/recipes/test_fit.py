@@ -160,3 +160,18 @@ def test_a_run_that_ends_inside_an_epoch_has_its_last_step_and_a_report(site) ->
     last = torch.load(run_dir / "checkpoints/last.ckpt", weights_only=True)
     assert last["global_step"] == 3
     assert {r["split"] for r in summary(run_dir)["results"]} == {"validation", "test"}
+
+
+def test_a_checkpoint_callback_of_the_users_is_not_taken_for_the_best(site, tmp_path) -> None:
+    worst = {
+        "class_path": "lightning.pytorch.callbacks.ModelCheckpoint",
+        "init_args": {"dirpath": str(tmp_path), "monitor": "val/accuracy", "mode": "min"},
+    }
+    more = {"trainer.callbacks": f"[{worst}]", "trainer.max_epochs": 4}
+    run_dir = site.fit("fine_tuning_glue", **more)
+    with (run_dir / "metrics.csv").open() as file:
+        best = max(float(r["val/accuracy"]) for r in csv.DictReader(file) if r["val/accuracy"])
+    found = summary(run_dir)["results"]
+    (value,) = [r["value"] for r in found if r["split"] == "validation"]
+    assert value == pytest.approx(best)
+    assert list(tmp_path.glob("*.ckpt"))
