@@ -102,6 +102,7 @@ class Outcome:
             data_sha256=self.datamodule.data_sha256,
             results=tuple(self.results),
             size_name=module.size_name if isinstance(module, Nested) else "rank",
+            notes={**self.datamodule.notes, **module.notes},
         )
         chosen = list(sizes) if sizes is not None else self._choose()
         exports: dict[int | None, Path] = {}
@@ -141,6 +142,9 @@ class Outcome:
     def _error(
         self, evaluation: Evaluation, metric: str, answers: Tensor, labels: Tensor
     ) -> float | None:
+        if metric in evaluation.scores:
+            values = evaluation.scores[metric]
+            return standard_error(lambda drawn, _: drawn.nanmean(), values, values, seed=self.seed)
         score = evaluation.task.metrics()[metric]
         # Every process has all answers, on the CPU, where NCCL could not even gather them.
         score.distributed_available_fn = lambda: False

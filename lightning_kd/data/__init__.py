@@ -1,17 +1,22 @@
 """Benchmark data modules, one benchmark to a file, and the interface of training-set transforms."""
 
-from lightning_kd.data.base import BenchmarkDataModule, Transform
+from lightning_kd.data.base import BenchmarkDataModule
 from lightning_kd.data.batches import ResumableLoader, ShardedBatches
 from lightning_kd.data.glue import GLUE
+from lightning_kd.data.noise import FlipLabels
+from lightning_kd.data.squad import SQuAD
+from lightning_kd.data.transform import Transform
 
-BENCHMARKS: tuple[type[BenchmarkDataModule], ...] = (GLUE,)
+BENCHMARKS: tuple[type[BenchmarkDataModule], ...] = (GLUE, SQuAD)
 """Every benchmark there is; `lightning_kd.tasks.task_named` searches it."""
 
 __all__ = [
     "BENCHMARKS",
     "GLUE",
     "BenchmarkDataModule",
+    "FlipLabels",
     "ResumableLoader",
+    "SQuAD",
     "ShardedBatches",
     "Transform",
 ]

@@ -2,11 +2,11 @@
 
 import hashlib
 import json
-from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from abc import abstractmethod
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property, reduce
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -21,27 +21,16 @@ from lightning_kd.data.encoding import (
     digest,
     encode,
     load_tokenizer,
+    tokenize,
     tokenizer_digest,
 )
 from lightning_kd.data.identity import TrainingText
+from lightning_kd.data.transform import Transform, training_notes
+from lightning_kd.evaluation import Stage
 from lightning_kd.tasks import Task
 
 if TYPE_CHECKING:
     from datasets import Dataset
-
-Stage = Literal["validate", "test", "predict"]
-
-
-class Transform(ABC):
-    """Changes the training set (and no other): after holdout and limit, before tokenizing."""
-
-    @abstractmethod
-    def __call__(self, examples: "Dataset") -> "Dataset":
-        """Training examples with the columns `sentence1`, `sentence2` (pairs), `label`, `idx`."""
-
-    @abstractmethod
-    def fingerprint(self) -> str:
-        """A text that differs whenever the transform would give something else."""
 
 
 class BenchmarkDataModule(ResumableDataModule, TrainingText):
@@ -71,6 +60,7 @@ class BenchmarkDataModule(ResumableDataModule, TrainingText):
 
     benchmark: ClassVar[str]
     tasks: ClassVar[Mapping[str, Task]]
+    other_test: ClassVar[str] = ""  # how else to get a test set, for a message
 
     data_sha256: str
     """Hash of the published data, before holdout, limit and transforms; known after `setup`."""
@@ -115,7 +105,11 @@ class BenchmarkDataModule(ResumableDataModule, TrainingText):
         self.train_transforms, self.holdout_fraction = tuple(train_transforms), holdout_fraction
         self.group_by_length, self.num_workers, self.seed = group_by_length, num_workers, seed
         self.cache_dir = default_cache_dir() if cache_dir is None else Path(cache_dir).expanduser()
+        for transform in self.train_transforms:
+            transform.prepare(self.spec)
         self._roles: dict[str, dict[str, Encoded]] = {}
+        self.notes: dict[str, Any] = {}
+        """What a report says of the training set; known after `setup`."""
 
     @property
     def spec(self) -> Task:
@@ -181,8 +175,7 @@ class BenchmarkDataModule(ResumableDataModule, TrainingText):
     def _hold_out(self, train: "Dataset") -> "tuple[Dataset, Dataset]":
         # By content rather than by position: the order of the file does not matter, and a text
         # that occurs twice is never in both parts.
-        columns = [train[name] for name in train.column_names if name.startswith("sentence")]
-        texts = zip(*columns, strict=True)
+        texts = self._held_together(train)
         draws = [int(_sha256([self.seed, *text])[:13], 16) / 16**13 for text in texts]
         held = [i for i, draw in enumerate(draws) if draw < self.holdout_fraction]
         kept = [i for i, draw in enumerate(draws) if draw >= self.holdout_fraction]
@@ -192,6 +185,11 @@ class BenchmarkDataModule(ResumableDataModule, TrainingText):
                 f"examples for training and {len(held)} for validation; both need at least one"
             )
         return train.select(kept), train.select(held)
+
+    def _held_together(self, train: "Dataset") -> Iterable[tuple[str, ...]]:
+        """For each example the texts that decide which part it is in."""
+        columns = [train[name] for name in train.column_names if name.startswith("sentence")]
+        return zip(*columns, strict=True)
 
     def _limited(self, examples: "Dataset") -> "Dataset":
         if self.limit_examples is None or len(examples) <= self.limit_examples:
@@ -203,14 +201,26 @@ class BenchmarkDataModule(ResumableDataModule, TrainingText):
     def _encode(self, split: "Dataset", role: str) -> Encoded:
         examples = self._limited(split)
         transforms = self.train_transforms if role == "train" else ()
-        key = [digest(examples), self._tokenizer_digest, self.max_length, FORMAT_VERSION]
+        key = [digest(examples), self._tokenizer_digest, *self._tokenizing, FORMAT_VERSION]
         key += [transform.fingerprint() for transform in transforms]
         path = self.cache_dir / self.benchmark / f"{_sha256(key)}.arrow"
 
         def make() -> "Dataset":
             return reduce(lambda changed, transform: transform(changed), transforms, examples)
 
-        return encode(make, self.tokenizer, self.max_length, path)
+        encoded = encode(make, self._tokenize, path)
+        if transforms:
+            self.notes = training_notes(transforms, examples, encoded)
+        return encoded
+
+    @property
+    def _tokenizing(self) -> list[Any]:
+        """All settings that `_tokenize` depends on."""
+        return [self.max_length]
+
+    def _tokenize(self, examples: "Dataset") -> Any:
+        """The table that `encode` keeps; see `tokenize`."""
+        return tokenize(examples, self.tokenizer, self.max_length)
 
     def _splits(self, role: str) -> dict[str, Encoded]:
         self.setup()
@@ -241,8 +251,8 @@ class BenchmarkDataModule(ResumableDataModule, TrainingText):
         if not self.has_test:
             raise ValueError(
                 f"the test labels of {self.benchmark}/{self.task} are not public; run `validate` "
-                "or `predict`, set --data.holdout_fraction (the published dev set is then the test "
-                "set), or put a labelled test.tsv into --data.data_dir"
+                "or `predict`, or set --data.holdout_fraction (the published dev set is then the "
+                f"test set){self.other_test}"
             )
         return self._eval_loaders("test")
 

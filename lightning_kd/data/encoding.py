@@ -10,7 +10,7 @@ import os
 import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, overload
 
 import numpy as np
 import torch
@@ -26,7 +26,8 @@ FORMAT_VERSION = 1
 """Part of every cache key: raise it when the cache file is written differently."""
 
 Row = dict[str, Any]
-_LISTS = ("input_ids", "token_type_ids")
+_LISTS = ("input_ids", "token_type_ids", "answer_mask", "char_begin", "char_end")
+_SCALARS = ("idx", "labels", "question")
 
 
 class Encoded(TorchDataset[Any]):
@@ -48,14 +49,17 @@ class Encoded(TorchDataset[Any]):
                 self._flat[name] = column.values.to_numpy()
                 self._offsets = column.offsets.to_numpy()
         self._scalars = {
-            name: table[name].chunk(0).to_numpy()
-            for name in ("idx", "labels")
-            if name in table.column_names
+            name: _array(table[name].chunk(0)) for name in _SCALARS if name in table.column_names
         }
         self.lengths: list[int] = np.diff(self._offsets).tolist()
 
     def __len__(self) -> int:
         return len(self.lengths)
+
+    @overload
+    def __getitem__(self, index: int) -> Row: ...
+    @overload
+    def __getitem__(self, index: Sequence[int]) -> list[Row]: ...
 
     def __getitem__(self, index: int | Sequence[int]) -> Row | list[Row]:
         if isinstance(index, int):
@@ -65,6 +69,10 @@ class Encoded(TorchDataset[Any]):
     def __getitems__(self, indices: Sequence[int]) -> list[Row]:
         """Several examples; `DataLoader` asks for this."""
         return [self._row(index) for index in indices]
+
+    def column(self, name: str) -> np.ndarray:
+        """All of `idx` or `labels`, `[n]`."""
+        return self._scalars[name]
 
     def inputs_digest(self) -> str:
         """SHA-256 of all that a model sees of the examples; labels are not part of it."""
@@ -88,6 +96,14 @@ class Encoded(TorchDataset[Any]):
         return row | {name: values[index] for name, values in self._scalars.items()}
 
 
+def _array(column: Any) -> np.ndarray:
+    """One number per example, or several: `[n]` or `[n, k]`."""
+    width = getattr(column.type, "list_size", None)
+    if width is None:
+        return column.to_numpy()
+    return column.flatten().to_numpy().reshape(-1, width)
+
+
 class Padding:
     """Collates examples into a batch, padded to the longest of them, as the tokenizer pads.
 
@@ -99,11 +115,15 @@ class Padding:
         self.fill = {
             "input_ids": tokenizer.pad_token_id,
             "token_type_ids": tokenizer.pad_token_type_id,
+            "answer_mask": False,
         }
         self.left = tokenizer.padding_side == "left"
 
     def __call__(self, rows: Sequence[Row]) -> dict[str, Tensor]:
-        """`input_ids`, `attention_mask`, `token_type_ids` `[b, l]`; `labels`, `idx` `[b]`."""
+        """`input_ids`, `attention_mask`, `token_type_ids`, `answer_mask` `[b, l]`, those there are.
+
+        And `labels` `[b]` (`[b, 2]` for spans) and `idx` `[b]`.
+        """
         lengths = [len(row["input_ids"]) for row in rows]
         shape = (len(rows), max(lengths))
         arrays = {n: np.full(shape, fill) for n, fill in self.fill.items() if n in rows[0]}
@@ -148,19 +168,19 @@ def load_tokenizer(name: str, max_length: int) -> Any:
     return tokenizer
 
 
-def encode(make: "Callable[[], Dataset]", tokenizer: Any, max_length: int, path: Path) -> Encoded:
+def encode(
+    make: "Callable[[], Dataset]", tokenize: "Callable[[Dataset], Any]", path: Path
+) -> Encoded:
     """Tokenize a split, or read it back when the cache file is there.
 
     Args:
-        make: gives the examples, with columns `sentence1`, `sentence2` (pairs), `idx`, `label` (if
-            any); called only when they have to be tokenized.
-        tokenizer: a Hugging Face tokenizer.
-        max_length: tokens kept of each example, special ones included.
+        make: gives the examples; called only when they have to be tokenized.
+        tokenize: makes an Arrow table of them, as the function of that name does.
         path: the cache file, named by everything that its content depends on. It appears whole or
             not at all, and several processes may write the same one.
     """
     if not path.exists():
-        table = _tokenize(make(), tokenizer, max_length)
+        table = tokenize(make())
         path.parent.mkdir(parents=True, exist_ok=True)
         handle, scratch = tempfile.mkstemp(prefix=f".{path.stem[:16]}-", dir=path.parent)
         try:
@@ -172,7 +192,14 @@ def encode(make: "Callable[[], Dataset]", tokenizer: Any, max_length: int, path:
     return Encoded(path)
 
 
-def _tokenize(examples: "Dataset", tokenizer: Any, max_length: int) -> Any:
+def tokenize(examples: "Dataset", tokenizer: Any, max_length: int) -> Any:
+    """An Arrow table with a row per example: `input_ids`, `idx`, and what else there is.
+
+    Args:
+        examples: with columns `sentence1`, `sentence2` (pairs), `idx`, `label` (if any).
+        tokenizer: a Hugging Face tokenizer.
+        max_length: tokens kept of each example, special ones included.
+    """
     import pyarrow as pa
 
     pieces: dict[str, list[np.ndarray]] = {}

@@ -102,6 +102,7 @@ class GLUE(BenchmarkDataModule):
 
     benchmark = "glue"
     hub_dataset: ClassVar[str] = "nyu-mll/glue"
+    other_test = ", or put a labelled test.tsv into --data.data_dir"
     tasks: ClassVar[Mapping[str, Task]] = {
         "cola": Classification("cola", ("unacceptable", "acceptable"), ("matthews",)),
         "sst2": Classification("sst2", ("negative", "positive")),

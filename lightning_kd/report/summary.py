@@ -13,7 +13,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
 from types import NoneType
@@ -42,6 +42,7 @@ SUMMARY_TYPES: Mapping[str, tuple[type, ...]] = {
     "data_sha256": (str,),
     "results": (list,),
 }
+OPTIONAL_TYPES: Mapping[str, tuple[type, ...]] = {"notes": (dict,)}
 RESULT_TYPES: Mapping[str, tuple[type, ...]] = {
     "size": (int, NoneType),
     "split": (str,),
@@ -90,6 +91,8 @@ class Summary:
         results: in the order in which splits and metrics are to be shown; the first split and
             metric are the ones a size is chosen by.
         size_name: what a size is called, in the singular. Ignored when no result has a size.
+        notes: what a reader must know beside the numbers, by name (label noise that was added to
+            the training set); in the file only where there are any.
     """
 
     method: str
@@ -102,6 +105,7 @@ class Summary:
     data_sha256: str
     results: tuple[Result, ...]
     size_name: str = "rank"
+    notes: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def splits(self) -> list[str]:
@@ -132,6 +136,25 @@ class Summary:
         is_folder = self.model.count("/") > 1 or self.model.startswith((".", "/", "~"))
         return Path(self.model).name if is_folder else self.model
 
+    @property
+    def trained_on(self) -> str:
+        """Short name of the data, with what was done to the training set: runs to average share it.
+
+        >>> Summary("LoRA", "glue", "rte", "org/model", 0, 1.0, {}, "0123456789ab", ()).trained_on
+        '01234567'
+        """
+        return ", ".join([self.data_sha256[:8], *self.notes.get("train_transforms", [])])
+
+    def noted(self) -> list[tuple[str, str]]:
+        """The notes as words and values to show.
+
+        >>> notes = {"train_transforms": ["FlipLabels()"], "observed_flip_rate": 0.25}
+        >>> Summary("LoRA", "glue", "rte", "org/model", 0, 1.0, {}, "", (), notes=notes).noted()
+        [('train transforms', 'FlipLabels()'), ('observed flip rate', '0.25')]
+        """
+        texts = {k: v if isinstance(v, list) else [v] for k, v in self.notes.items()}
+        return [(k.replace("_", " "), ", ".join(map(_short, v))) for k, v in texts.items()]
+
     def to_json(self) -> dict[str, Any]:
         """The record of ``summary.json``; JSON has no NaN or infinity, both become null."""
         return {
@@ -153,6 +176,7 @@ class Summary:
                 }
                 for result in self.results
             ],
+            **({"notes": dict(self.notes)} if self.notes else {}),
         }
 
     @classmethod
@@ -166,7 +190,8 @@ class Summary:
         Raises:
             ValueError: if a key is missing, unknown or of another type.
         """
-        fields = _checked(record, SUMMARY_TYPES, source)
+        optional = {k: v for k, v in OPTIONAL_TYPES.items() if _has(record, k)}
+        fields = _checked(record, {**SUMMARY_TYPES, **optional}, source)
         results = []
         for index, entry in enumerate(fields["results"]):
             result = _checked(entry, RESULT_TYPES, f"{source}, results[{index}]")
@@ -247,9 +272,17 @@ def _checked(record: object, types: Mapping[str, tuple[type, ...]], source: str)
     return dict(record)
 
 
+def _has(record: object, key: str) -> bool:
+    return isinstance(record, dict) and key in record
+
+
 def _difference(keys: Iterable[str], others: Iterable[str]) -> list[str]:
     present = set(others)
     return [key for key in keys if key not in present]
+
+
+def _short(value: object) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
 def _finite_or_none(value: float) -> float | None:

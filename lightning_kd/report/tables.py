@@ -123,7 +123,7 @@ def compare(paths: Sequence[Path]) -> Grid:
     for path in dict.fromkeys(path.resolve() for path in paths):
         summary = Summary.read(path)
         task = f"{summary.benchmark}/{summary.task}"
-        run = (summary.method, summary.model_name, task, summary.data_sha256[:8])
+        run = (summary.method, summary.model_name, task, summary.trained_on)
         for result in summary.results:
             key = (*run, result.split, result.metric, size_text(result.size))
             groups.setdefault(key, []).append(result.value)

@@ -131,6 +131,8 @@ def show(
         console.print(reason, markup=False, highlight=False)
     else:
         say(f"Trainable parameters: {_parameters(summary)}")
+    for name, value in summary.noted():
+        say(f"{name.capitalize()}: {value}")
     say(f"\nAfter {_seconds(summary)}, written:")
     for name, path in _places(summary, run_dir, exports):
         say(f"  {name:<12} {_from_here(path)}")
@@ -185,6 +187,7 @@ def _facts(summary: Summary) -> Grid:
         ("seed", str(summary.seed)),
         ("wall time", _seconds(summary)),
         ("data, SHA-256", summary.data_sha256),
+        *summary.noted(),
         *((name, str(value)) for name, value in summary.environment.items()),
     ]
     return Grid("", ("what", "value"), facts, left_aligned=2)
@@ -194,7 +197,7 @@ def _reference_grid(summary: Summary, references: Mapping[Path, Summary], folder
     rows = []
     for path, other in references.items():
         name = _name(path, other, summary)
-        if other.data_sha256 != summary.data_sha256:
+        if other.trained_on != summary.trained_on:
             name += ", other data"
         for result in other.results:
             if result.split in summary.splits and result.metric in summary.metrics:

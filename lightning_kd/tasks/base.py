@@ -5,11 +5,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+import torch
 from jaxtyping import Bool, Float, Shaped
 from torch import Tensor, nn
 from torchmetrics import Metric, MetricCollection
 
-NOT_INPUTS = ("labels", "idx")
+NOT_INPUTS = ("labels", "idx", "answer_mask")
 """Keys of a batch that are not arguments of the model."""
 
 
@@ -31,14 +32,16 @@ class Task(ABC):
 
     Attributes:
         name: The benchmark's name for it, as users type it.
-        num_labels: Width of the last axis of the logits.
+        num_labels: Width of the last axis of the logits (of the head, where that axis is ragged).
         monitor: The metric that chooses checkpoints and sizes; higher is better.
         eval_sets: Suffixes of the evaluation sets; ``""`` is the main one.
         ragged: Whether the last axis of the logits is as long as the batch's longest example.
         auto_class: The transformers class that puts the right head on a model.
+        peft_type: What PEFT calls the head, in an exported adapter.
     """
 
     auto_class: ClassVar[str] = "AutoModelForSequenceClassification"
+    peft_type: ClassVar[str] = "SEQ_CLS"
     ragged: ClassVar[bool] = False
     name: str
     num_labels: int
@@ -57,7 +60,7 @@ class Task(ABC):
         if hidden_states:
             inputs["output_hidden_states"] = True
         output = model(**inputs)
-        return Prediction(output.logits, output.hidden_states if hidden_states else None)
+        return Prediction(self._logits(output), output.hidden_states if hidden_states else None)
 
     def metrics(self) -> MetricCollection:
         """Fresh accumulators of the official metrics, keyed by name."""
@@ -90,8 +93,19 @@ class Task(ABC):
         """Loss against a teacher's answer, one value per example."""
 
     @abstractmethod
-    def decode(self, prediction: Prediction) -> Shaped[Tensor, " b"]:
-        """The answer itself: a class index or a real number."""
+    def decode(self, prediction: Prediction) -> Shaped[Tensor, "b ..."]:
+        """The answer itself: a class index, a real number, or two positions."""
+
+    def answers(self, prediction: Prediction, batch: dict[str, Tensor]) -> Shaped[Tensor, "b ..."]:
+        """`decode`, choosing only from logits that `logit_mask` allows."""
+        mask = self.logit_mask(batch)
+        if mask is not None:
+            prediction = Prediction(prediction.logits.masked_fill(~mask, -torch.inf))
+        return self.decode(prediction)
+
+    def _logits(self, output: Any) -> Float[Tensor, "b ..."]:
+        """The scores in a transformers output."""
+        return output.logits
 
     @abstractmethod
     def _metric(self, name: str) -> Metric: ...

@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from lightning_kd import __version__
-from lightning_kd.report import Result, Summary, environment, write_report
+from lightning_kd.report import Result, Summary, compare, environment, write_report
 from lightning_kd.report.summary import _commit
 
 SUMMARY = Summary(
@@ -165,3 +165,30 @@ def test_the_commit_is_that_of_the_clone_itself_and_says_if_files_differ(tmp_pat
 )
 def test_a_title_has_the_hub_name_or_the_last_part_of_a_folder(model, name):
     assert dataclasses.replace(SUMMARY, model=model).model_name == name
+
+
+def test_notes_are_kept_and_a_file_without_them_is_read(tmp_path) -> None:
+    notes = {"train_transforms": ["FlipLabels(rate=0.2)"], "observed_flip_rate": 0.19}
+    plain = Summary("LoRA", "glue", "rte", "org/model", 0, 1.0, {}, "abcdef012345", ())
+    noted = dataclasses.replace(plain, notes=notes)
+    assert "notes" not in plain.to_json()
+    assert Summary.from_json(plain.to_json()).notes == {}
+    assert Summary.from_json(noted.to_json()) == noted
+    assert noted.trained_on == "abcdef01, FlipLabels(rate=0.2)"
+    with pytest.raises(ValueError, match="'notes' is 3"):
+        Summary.from_json({**plain.to_json(), "notes": 3})
+
+
+def test_runs_on_noisy_labels_are_not_averaged_with_clean_ones(tmp_path) -> None:
+    paths = []
+    result = Result(None, "validation", "accuracy", 0.5, 10)
+    plain = Summary("LoRA", "glue", "rte", "org/model", 0, 1.0, {}, "abcdef012345", (result,))
+    noisy = dataclasses.replace(plain, notes={"train_transforms": ["FlipLabels(rate=0.2)"]})
+    for number, one in enumerate((plain, noisy, plain)):
+        path = tmp_path / f"{number}.json"
+        path.write_text(json.dumps(one.to_json()))
+        paths.append(path)
+    rows = [row for row in str(compare(paths)).splitlines() if row.startswith("| LoRA")]
+    assert len(rows) == 2
+    assert rows[0].endswith("| 2 |")
+    assert "FlipLabels(rate=0.2)" in rows[1]

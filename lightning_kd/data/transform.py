@@ -1,0 +1,54 @@
+"""Changes to a training set: their interface, and what a report says of them."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from lightning_kd.data.encoding import Encoded
+from lightning_kd.tasks import Task
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+
+class Transform(ABC):
+    """Changes the training set (and no other): after holdout and limit, before tokenizing."""
+
+    def prepare(self, task: Task) -> None:  # noqa: B027 - most transforms fit every task
+        """Hear which task it is, before anything is read; raise `ValueError` where it cannot be."""
+
+    @abstractmethod
+    def __call__(self, examples: "Dataset") -> "Dataset":
+        """Training examples with the columns `sentence1`, `sentence2` (pairs), `label`, `idx`."""
+
+    @abstractmethod
+    def fingerprint(self) -> str:
+        """A text that differs whenever the transform would give something else."""
+
+
+def training_notes(
+    transforms: Sequence[Transform], before: "Dataset", after: Encoded
+) -> dict[str, Any]:
+    """What transforms made of a training set: counted, not what they were asked for.
+
+    Args:
+        transforms: In their order.
+        before: The published examples.
+        after: The examples that are trained on; those with an `idx` of `before` are compared.
+    """
+    idx, labels = after.column("idx"), after.column("labels")
+    published = dict(zip(before["idx"], before["label"], strict=True))
+    known = np.array([i in published for i in idx.tolist()], dtype=bool)
+    clean = np.array([published[i] for i in idx[known].tolist()]).astype(labels.dtype)
+    changed = int((clean != labels[known]).sum())
+    return {
+        "train_transforms": [transform.fingerprint() for transform in transforms],
+        "train_examples": len(after),
+        "labels_changed": changed,
+        "observed_flip_rate": changed / max(int(known.sum()), 1),
+    }
+
+
+__all__ = ["Transform", "training_notes"]
