@@ -194,7 +194,7 @@ class RecipeCLI(LightningCLI):
     def _train_teacher(self, model: DistillationModule, data: BenchmarkDataModule) -> None:
         folder = self.run_dir / "teacher"
         settings: TeacherTraining = self._get(self.config_init, "teacher")
-        if settings.epochs == 0:
+        if settings.epochs == 0 or not model.asks_teacher:
             return
 
         def trainer_for(module: TaskModule) -> L.Trainer:
@@ -278,6 +278,7 @@ def run(
     warnings.filterwarnings("ignore", ".*does not have many workers")  # the data are in memory
     warnings.filterwarnings("ignore", "Checkpoint directory .* is not empty")  # it is resumed
     warnings.filterwarnings("ignore", "Be aware that when using `ckpt_path`")  # as evaluation does
+    warnings.filterwarnings("ignore", "The dirpath has changed")  # the best is of an earlier phase
     given = list(sys.argv[1:] if args is None else args)
     recipe = Path(sys.argv[0] if recipe is None else recipe)
     try:

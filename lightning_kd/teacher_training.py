@@ -44,7 +44,12 @@ def train_teacher(
         trainer_for: Makes the trainer, with checkpoints in ``folder``.
         learning_rate: Peak, of all weights.
         seed: The run's, for the record.
+
+    Raises:
+        ValueError: The method runs without a teacher.
     """
+    if not student.teacher_name:
+        raise ValueError("teacher.epochs trains model.teacher, which this run has not; leave it 0")
     exported = folder / "export" / "model"
     if (folder / "report" / "summary.json").exists():  # written when the export is whole
         student.teach_with(str(exported))

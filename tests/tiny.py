@@ -5,6 +5,7 @@ conformance matrix fails on what is missing.
 """
 
 import atexit
+import json
 import shutil
 import tempfile
 from collections.abc import Callable
@@ -17,9 +18,20 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from lightning_kd.methods import DyLoRA, FineTuning, LoRA, TaskModule, VanillaKD
+from lightning_kd.methods import (
+    AnnealingKD,
+    ContinuationKD,
+    DyLoRA,
+    FineTuning,
+    LabelRegularization,
+    LoRA,
+    NoisyLabelKD,
+    TaskModule,
+    VanillaKD,
+)
 from lightning_kd.models import load_model
-from lightning_kd.tasks import Classification, Regression, Task
+from lightning_kd.paper_schedules import StepPsi
+from lightning_kd.tasks import Classification, Regression, SpanQA, Task
 
 Made = TypeVar("Made", bound=nn.Module)
 
@@ -28,6 +40,7 @@ WORDS = [f"w{i}" for i in range(VOCABULARY - 5)]
 TASKS: dict[str, Task] = {
     "classification": Classification("sst2", ("negative", "positive")),
     "regression": Regression("stsb", 0.0, 5.0),
+    "spans": SpanQA("squad"),
 }
 
 
@@ -74,14 +87,27 @@ def batch(size: int = 4, task: Task = TASKS["classification"], seed: int = 0) ->
     tokens = torch.randint(5, VOCABULARY, (size, 8), generator=generator)
     if isinstance(task, Classification):
         labels = torch.randint(task.num_labels, (size,), generator=generator)
+    elif isinstance(task, SpanQA):
+        labels = spans(lengths, generator)
     else:
         labels = 5 * torch.rand(size, generator=generator)
-    return {
+    made = {
         "input_ids": tokens * mask,
         "attention_mask": mask,
         "labels": labels,
         "idx": torch.arange(size),
     }
+    if isinstance(task, SpanQA):  # token 1 is the question
+        made["answer_mask"] = mask.bool() & (torch.arange(8) != 1)
+    return made
+
+
+def spans(lengths: Tensor, generator: torch.Generator) -> Tensor:
+    """First and last token in ``2..length-1`` for each length, about every fourth twice 0."""
+    draws = torch.rand(len(lengths), 2, generator=generator).sort(1).values
+    places = 2 + (draws * (lengths[:, None] - 2)).long()
+    kept = torch.rand(len(lengths), generator=generator) > 0.25
+    return places * kept[:, None]
 
 
 def loader(
@@ -137,16 +163,63 @@ def sst2_folder(folder: Path, train: int = 32, dev: int = 12, test: int = 8) -> 
     return folder
 
 
-def taught(task: str | Task) -> dict[str, Any]:
-    """Arguments of a method that has a teacher: a network with other random weights."""
-    spec = TASKS["classification"] if isinstance(task, str) else task
-    return {"teacher": model("bert", spec, seed=1)}
+def squad_folder(folder: Path, train: int = 6, dev: int = 3) -> Path:
+    """SQuAD 1.1 and 2.0 as published: articles of two passages with two questions each.
 
+    A question asks for the words after one that its passage has once; in 2.0 every second one asks
+    for a word that is not there.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    for version in ("v1.1", "v2.0"):
+        for name, count, first in (("train", train, 0), ("dev", dev, 1000)):
+            data = [_article(first + i, unanswerable=version == "v2.0") for i in range(count)]
+            content = json.dumps({"version": version, "data": data})
+            (folder / f"{name}-{version}.json").write_text(content)
+    return folder
+
+
+def _article(number: int, *, unanswerable: bool) -> dict[str, Any]:
+    generator = torch.Generator().manual_seed(number)
+    paragraphs = []
+    for p in range(2):
+        words = [WORDS[w] for w in torch.randperm(len(WORDS) - 5, generator=generator)[:20]]
+        entries = []
+        for q, place in enumerate(torch.randint(1, 17, (2,), generator=generator).tolist()):
+            nowhere = unanswerable and q == 1
+            text = " ".join(words[place : place + 2])
+            start = len(" ".join(words[:place])) + 1
+            entry = {
+                "id": f"{number}-{p}-{q}",
+                "question": WORDS[-1 - p] if nowhere else words[place - 1],
+                "answers": [] if nowhere else [{"text": text, "answer_start": start}],
+            }
+            entries.append(entry | ({"is_impossible": nowhere} if unanswerable else {}))
+        paragraphs.append({"context": " ".join(words), "qas": entries})
+    return {"title": f"Article {number}", "paragraphs": paragraphs}
+
+
+def taught(task: str | Task, sure: bool = False) -> dict[str, Any]:
+    """Arguments of a method that has a teacher: other random weights, or one with large logits."""
+    spec = TASKS["classification"] if isinstance(task, str) else task
+    return {"teacher": skilled_teacher(spec) if sure else model("bert", spec, seed=1)}
+
+
+SHORT_STAGES = {"max_temperature": 3, "teacher_epochs": 3, "label_epochs": 2}
 
 METHODS: dict[str, Callable[..., TaskModule]] = {
+    "AnnealingKD": lambda student, task, **k: AnnealingKD(
+        student, task, **{**taught(task), **SHORT_STAGES, **k}
+    ),
+    "ContinuationKD": lambda student, task, **k: ContinuationKD(
+        student, task, **{**taught(task, sure=True), "max_temperature": 2, "margin": 0.0, **k}
+    ),
     "DyLoRA": lambda student, task, **k: DyLoRA(student, task, **{"max_rank": 4, **k}),
     "FineTuning": FineTuning,
+    "LabelRegularization": lambda student, task, **k: LabelRegularization(
+        student, task, **{"regularizer": "kd", "alpha": 0.5, **taught(task), **k}
+    ),
     "LoRA": lambda student, task, **k: LoRA(student, task, **{"rank": 4, **k}),
+    "NoisyLabelKD": lambda student, task, **k: NoisyLabelKD(student, task, **{**taught(task), **k}),
     "VanillaKD": lambda student, task, **k: VanillaKD(student, task, **{**taught(task), **k}),
 }
 
@@ -157,6 +230,20 @@ ARGUMENTS: dict[str, dict[str, Any]] = {
         "weight_decay": 0.9,
         "warmup_fraction": 0.5,
         "lr_schedule": "constant",
+    },
+    "AnnealingKD": {
+        "max_temperature": 2,
+        "schedule": "constant",
+        "reduction": "sum",
+        "center_logits": True,
+    },
+    "ContinuationKD": {
+        "margin": 30.0,
+        "psi": StepPsi(1),
+        "max_temperature": 1,
+        "schedule": "alg1",
+        "anneal_teacher": False,
+        "reduction": "mean",
     },
     "DyLoRA": {
         "max_rank": 3,
@@ -170,7 +257,9 @@ ARGUMENTS: dict[str, dict[str, Any]] = {
         "seed": 7,
     },
     "FineTuning": {"train": "head"},
+    "LabelRegularization": {"alpha": 0.1, "temperature": 9.0, "tau_squared": False},
     "LoRA": {"rank": 2, "alpha": 1.0, "rslora": True, "dropout": 0.5},
+    "NoisyLabelKD": {"alpha": 0.1, "temperature": 9.0, "hard_loss": "mae"},
     "VanillaKD": {"alpha": 0.1, "temperature": 9.0, "loss": "mse"},
 }
 """Another value of each constructor argument: training with it must end elsewhere than without.
@@ -218,4 +307,5 @@ def skilled_teacher(task: Task) -> nn.Module:
             optimizer.zero_grad()
             task.hard_loss(task.predict(teacher, examples), examples).mean().backward()
             optimizer.step()
+    teacher.zero_grad()
     return teacher

@@ -1,5 +1,12 @@
 """The mathematics: pure functions on tensors, unreduced, importing nothing but torch."""
 
+from lightning_kd.functional.annealing import (
+    annealed_logit_mse,
+    centered,
+    hinge,
+    quantile_margin,
+    smoothing_factor,
+)
 from lightning_kd.functional.dynamic_lora import (
     LORA_SCALINGS,
     dynamic_lora,
@@ -8,13 +15,68 @@ from lightning_kd.functional.dynamic_lora import (
     truncate_svd,
 )
 from lightning_kd.functional.kd import kd_loss, logit_mse
+from lightning_kd.functional.label_regularization import (
+    confidence,
+    gold_entropy,
+    gold_target,
+    label_gap,
+    label_smoothing_gold,
+    label_smoothing_loss,
+    mixed_target,
+    softened_gold,
+    taught_loss,
+    teacher_free_code_loss,
+    tf_reg_loss,
+)
+from lightning_kd.functional.noise import (
+    blended_loss,
+    draw_noisy_labels,
+    forward_loss,
+    gce_loss,
+    keep_rate,
+    mae_loss,
+    noise_matrix,
+    relabel,
+    robust_loss,
+    sce_loss,
+    small_loss,
+)
+from lightning_kd.functional.spans import best_spans
 
 __all__ = [
     "LORA_SCALINGS",
+    "annealed_logit_mse",
+    "best_spans",
+    "blended_loss",
+    "centered",
+    "confidence",
+    "draw_noisy_labels",
     "dynamic_lora",
     "dynamic_lora_sweep",
+    "forward_loss",
+    "gce_loss",
+    "gold_entropy",
+    "gold_target",
+    "hinge",
     "kd_loss",
+    "keep_rate",
+    "label_gap",
+    "label_smoothing_gold",
+    "label_smoothing_loss",
     "logit_mse",
     "lora_scale",
+    "mae_loss",
+    "mixed_target",
+    "noise_matrix",
+    "quantile_margin",
+    "relabel",
+    "robust_loss",
+    "sce_loss",
+    "small_loss",
+    "smoothing_factor",
+    "softened_gold",
+    "taught_loss",
+    "teacher_free_code_loss",
+    "tf_reg_loss",
     "truncate_svd",
 ]

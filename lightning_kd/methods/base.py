@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from typing_extensions import override
 
-from lightning_kd.evaluation import Evaluation
+from lightning_kd.evaluation import AnswerKey, Evaluation, HasAnswerKeys, Stage
 from lightning_kd.export import atomic_directory
 from lightning_kd.models import make_student, quiet
 from lightning_kd.nested import Nested
@@ -77,6 +77,7 @@ class TaskModule(L.LightningModule, ABC):
         self.student = make_student(student, self.task, student_layers, student_init)
         self.evaluations: dict[tuple[str, int | None], Evaluation] = {}
         self.phase = ""
+        self.notes: dict[str, Any] = {}  # what a report has to say of the training, by name
         self._last_terms: dict[str, Tensor] = {}
         self._dropout_seed = 0
         # Objects do not belong into a file that is loaded with weights_only=True.
@@ -216,15 +217,17 @@ class TaskModule(L.LightningModule, ABC):
 
     @override
     def validation_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
-        self._evaluate(batch, dataloader_idx)
+        self._evaluate(batch, "validate", dataloader_idx)
 
     @override
     def test_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
-        self._evaluate(batch, dataloader_idx)
+        self._evaluate(batch, "test", dataloader_idx)
 
     @override
     def predict_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> Batch:
-        return {"idx": batch["idx"], "answers": self.task.decode(self.predict(batch))}
+        key, prediction = self._answer_key("predict", dataloader_idx), self.predict(batch)
+        answers = (key.record if key is not None else self.task.answers)(prediction, batch)
+        return {"idx": batch["idx"], "answers": answers}
 
     @override
     def on_validation_epoch_end(self) -> None:
@@ -234,12 +237,17 @@ class TaskModule(L.LightningModule, ABC):
     def on_test_epoch_end(self) -> None:
         self._log_evaluations("test")
 
-    def _evaluate(self, batch: Batch, dataloader_idx: int) -> None:
+    def _evaluate(self, batch: Batch, stage: Stage, dataloader_idx: int) -> None:
         eval_set = self.task.eval_sets[dataloader_idx]
         for size, prediction, seconds in self.predictions(batch):
             if (eval_set, size) not in self.evaluations:
-                self.evaluations[eval_set, size] = Evaluation(self.task).to(self.device)
+                key = self._answer_key(stage, dataloader_idx)
+                self.evaluations[eval_set, size] = Evaluation(self.task, key).to(self.device)
             self.evaluations[eval_set, size].update(prediction, batch, seconds)
+
+    def _answer_key(self, stage: Stage, dataloader_idx: int) -> AnswerKey | None:
+        data = None if self._trainer is None else vars(self._trainer).get("datamodule")
+        return data.answer_key(stage, dataloader_idx) if isinstance(data, HasAnswerKeys) else None
 
     def _log_evaluations(self, stage: str) -> None:
         sums: dict[str, list[float]] = {}

@@ -54,6 +54,11 @@ class DistillationModule(TaskModule, ABC):
         self.teacher_cache = teacher_cache
         self.cache: TeacherCache | None = None
 
+    @property
+    def asks_teacher(self) -> bool:
+        """Whether a training asks the teacher; one that nobody asks is not loaded."""
+        return True
+
     def teach(self, batch: Batch) -> Prediction:
         """The teacher's answer to a batch, without a graph; from the cache where it is there."""
         if self.cache is not None and (found := self.cache.find(batch)) is not None:
@@ -82,7 +87,7 @@ class DistillationModule(TaskModule, ABC):
     @override
     def setup(self, stage: str) -> None:
         super().setup(stage)
-        if stage != "fit":
+        if stage != "fit" or not self.asks_teacher:
             return
         tokenizer = getattr(vars(self.trainer).get("datamodule"), "tokenizer", None)
         if self.teacher is None and tokenizer is not None:

@@ -249,14 +249,14 @@ class DyLoRA(AdapterModule, Nested):
     def export(self, directory: Path, size: int | None = None) -> None:
         """Write rank ``size`` (None: the largest that is drawn) as a PEFT folder."""
         rank = self._any_adapter.check_rank(self._candidates[-1] if size is None else size)
-        name = self.hparams.get("student")
         write_peft(
             directory,
             self.adapter_at(rank),
-            base_model=name if isinstance(name, str) else None,
+            base_model=self.hparams.get("student"),  # there only when it is a name
             modules_to_save=self.modules_to_save,
             target_modules=common_targets(list(self.adapters), self.linear_names),
             fan_in_fan_out=not isinstance(self._any_adapter.base_layer, nn.Linear),
+            task_type=self.task.peft_type,
         )
 
     def load_adapter(self, directory: str | Path) -> None:

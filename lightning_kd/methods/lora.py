@@ -65,7 +65,7 @@ class LoRA(AdapterModule):
         check_lora(alpha, dropout)
         heads = head_modules(self.student) if modules_to_save is None else modules_to_save
         config = LoraConfig(
-            task_type=TaskType.SEQ_CLS,
+            task_type=TaskType(self.task.peft_type),
             r=rank,
             lora_alpha=alpha,  # type: ignore[arg-type]  # PEFT computes with any number
             use_rslora=rslora,

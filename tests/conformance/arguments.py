@@ -5,16 +5,20 @@ matrix fails on one that is missing, and on one whose other value changes nothin
 """
 
 from collections.abc import Callable, Mapping
+from contextlib import chdir
 from dataclasses import dataclass, field
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
 from torch.optim import SGD
 
 from lightning_kd import methods
-from lightning_kd.methods import DistillationModule, DyLoRA, TaskModule
+from lightning_kd.methods import ContinuationKD, DistillationModule, DyLoRA, TaskModule
 from lightning_kd.nested import Nested
+from lightning_kd.paper_schedules import StepPsi
+from lightning_kd.progress import Progress
 from tests import tiny
 from tests.conformance.matrix import TinyData, fit, trainer, weights
 
@@ -90,6 +94,31 @@ def answers_kept(module: TaskModule) -> Any:
     return module.cache is not None and module.cache.complete
 
 
+def planned(module: TaskModule) -> Any:
+    """The phases of the training."""
+    return list(module.phases)
+
+
+def temperatures(module: TaskModule) -> Any:
+    """The temperature of each of six epochs."""
+    assert isinstance(module, ContinuationKD)
+    schedule = module.schedule.schedules["temperature"]
+    return [schedule(Progress(0, None, epoch, max_epochs=6)) for epoch in range(6)]
+
+
+def after_refining(module: TaskModule) -> Any:
+    """All weights after six steps, with the folds' answers out of the way."""
+    with TemporaryDirectory() as folder, chdir(folder):
+        return after_training(module)
+
+
+def answers_in_the_run(module: TaskModule) -> Any:
+    """Names of the files with answers of folds that a training leaves in its own folder."""
+    with TemporaryDirectory() as folder, chdir(folder):
+        fit(module, max_steps=1)
+        return sorted(path.name for path in Path().rglob("*.npz"))
+
+
 @dataclass(frozen=True)
 class Change:
     """Another value of an argument, and what must differ because of it.
@@ -118,6 +147,11 @@ def _exported(name: str, folder: Path) -> str:
     return str(folder / "adapter")
 
 
+SMOOTHED = {"teacher": None, "regularizer": "label_smoothing"}
+FLATTENED = {"teacher": None, "regularizer": "tf_reg"}
+CO_DISTILL = {"mitigation": "co_distill", "noise_rate": 0.3}
+REFINE = {"mitigation": "label_refine", "fold_learning_rate": 0.05}
+
 ARGUMENTS: dict[str, dict[str, Change]] = {
     "TaskModule": {
         "student": Change(Made(lambda *_: tiny.model(seed=1)), at_start),
@@ -130,9 +164,43 @@ ARGUMENTS: dict[str, dict[str, Change]] = {
         "teacher_bits": Change(4, how_the_teacher_loads),
         "teacher_cache": Change(Made(lambda _, folder: str(folder / "cache")), answers_kept),
     },
+    "AnnealingKD": {
+        "teacher_epochs": Change(7, planned),
+        "label_epochs": Change(3, planned),
+        "best_from": Change("final_temperature", planned),
+    },
+    "ContinuationKD": {
+        "margin_quantile": Change(0.9, given={"margin": "auto"}),
+        "anneal_margin": Change(False, given={"margin": 15.0}),
+        "anneal_over": Change("kd_epochs", temperatures, given={"psi": StepPsi(4)}),
+        "hinge_level": Change("batch", given={"margin": 30.0}),
+    },
+    "LabelRegularization": {
+        "regularizer": Change("none", given=SMOOTHED),
+        "smooth_over": Change("wrong", given=SMOOTHED),
+        "gold": Change(0.6, given=FLATTENED),
+        "form": Change("released", given=FLATTENED),
+        "multiplier": Change(7.0, given={**FLATTENED, "form": "released"}),
+    },
     "LoRA": {
         "target_modules": Change(["key"], trainable_names),
         "modules_to_save": Change(["classifier"], trainable_names),
+    },
+    "NoisyLabelKD": {
+        "mitigation": Change("co_distill", given={"noise_rate": 0.3}),
+        "noise_rate": Change(0.6, given={**CO_DISTILL, "ramp_fraction": 0.01}),
+        "ramp_fraction": Change(0.01, given=CO_DISTILL),
+        "target": Change("teacher", given=CO_DISTILL),
+        "seed": Change(7, given=CO_DISTILL),
+        "refine": Change("filter", after_refining, given=REFINE),
+        "threshold": Change(1.0, after_refining, given={**REFINE, "threshold": 0.0}),
+        "blend": Change(0.1, after_refining, given={**REFINE, "refine": "soft"}),
+        "folds": Change(3, after_refining, given=REFINE),
+        "fold_epochs": Change(3, after_refining, given=REFINE),
+        "fold_learning_rate": Change(1e-3, after_refining, given=REFINE),
+        "fold_dir": Change(
+            Made(lambda _, folder: str(folder / "folds")), answers_in_the_run, given=REFINE
+        ),
     },
     "DyLoRA": {
         "geometric_p": Change(0.05, given={"sampler": "geometric"}),

@@ -84,7 +84,7 @@ def test_overfits_one_batch(name, kind) -> None:
             # not to 0: a method may weigh this loss against others
             assert loss < at_first / 4, f"size {size}: from {at_first:.3f} to {loss:.3f} only"
             if not isinstance(task, Regression):
-                assert torch.equal(task.decode(prediction), batch["labels"])
+                assert torch.equal(task.answers(prediction, batch), batch["labels"])
 
 
 @every_method

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
@@ -11,17 +12,24 @@ import yaml  # type: ignore[import-untyped]
 
 from lightning_kd import methods
 from lightning_kd.cli import RecipeCLI, run
-from lightning_kd.data import GLUE
+from lightning_kd.data import GLUE, BenchmarkDataModule, SQuAD
 from tests import tiny
 from tests.kill import ROOT
 
 RECIPES = {
+    "annealing_kd_glue": "AnnealingKD",
+    "continuation_kd_glue": "ContinuationKD",
     "dylora_glue": "DyLoRA",
     "fine_tuning_glue": "FineTuning",
+    "label_regularization_glue": "LabelRegularization",
+    "fine_tuning_squad": "FineTuning",
     "lora_glue": "LoRA",
+    "noisy_label_kd_glue": "NoisyLabelKD",
     "vanilla_kd_glue": "VanillaKD",
 }
 """The method of each recipe; `tests/meta/test_recipes.py` checks that none is missing."""
+BENCHMARKS: dict[str, type[BenchmarkDataModule]] = {"glue": GLUE, "squad": SQuAD}
+"""The data of each recipe, by the end of its name."""
 
 every_recipe = pytest.mark.parametrize("stem", RECIPES)
 
@@ -64,14 +72,15 @@ class Site:
     def run(self, stem: str, *args: str | Path) -> RecipeCLI:
         """The command ``python recipes/<stem>.py *args``, in this process and this folder."""
         method = getattr(methods, RECIPES[stem])
+        data = BENCHMARKS[stem.rpartition("_")[2]]
         with pytest.MonkeyPatch.context() as patch:
             patch.chdir(self.folder)
-            return run(method, GLUE, [str(a) for a in args], ROOT / "recipes" / f"{stem}.py")
+            return run(method, data, [str(a) for a in args], ROOT / "recipes" / f"{stem}.py")
 
     def fit(self, stem: str, *args: str | Path, **more: Any) -> Path:
         """A whole run with `settings`; returns its folder."""
-        method = getattr(methods, RECIPES[stem])
-        if issubclass(method, methods.DistillationModule):
+        teacher = signature(getattr(methods, RECIPES[stem])).parameters.get("teacher")
+        if teacher is not None and teacher.default is teacher.empty:
             more = {"model.teacher": self.model, **more}
         return self.folder / self.run(stem, *args, *self.settings(**more)).run_dir
 
