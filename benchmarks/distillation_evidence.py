@@ -169,12 +169,16 @@ class Study:
             try:
                 module = make()  # a teacher that is missing is trained here, on its own account
                 start, cpu = perf_counter(), process_time()
-                validation = self.fit(module, data, epochs, Path(folder))
+                validation, last = self.fit(module, data, epochs, Path(folder))
                 seconds = {"wall": perf_counter() - start, "cpu": process_time() - cpu}
-                test = evaluated(module, data.test_dataloader()[0])
-                scores = {"validation": validation} | (test if key["stage"] != "tune" else {})
+                scores = {"validation": validation}
+                if key["stage"] != "tune":
+                    scores |= evaluated(module, data.test_dataloader()[0])
                 if keep is not None:
                     module.export(keep)
+                if key["stage"] != "tune":
+                    load(module, last)
+                    scores["last"] = evaluated(module, data.test_dataloader()[0])
             except FloatingPointError as error:
                 failed = str(error)
         about = {"data_sha256": data.data_sha256, **data.notes, **versions()}
@@ -185,26 +189,29 @@ class Study:
         print(*key.values(), failed or scores, seconds, flush=True)
         return record
 
-    def fit(self, module: TaskModule, data: GLUE, epochs: int, folder: Path) -> float:
-        """Train in all phases; the module then has the weights of its best epoch, of this score."""
+    def fit(self, module: TaskModule, data: GLUE, epochs: int, folder: Path) -> tuple[float, Path]:
+        """Train in all phases; the module then has the weights of its best epoch.
+
+        Returns:
+            The validation of that epoch, and the checkpoint of the last one.
+        """
         phases = module.phases or (Phase("all", epochs),)
         if (given := sum(phase.max_epochs for phase in phases)) != epochs:
             raise ValueError(f"{type(module).__name__} has {given} epochs, the others {epochs}")
-        best, scores = folder / "checkpoints" / "best.ckpt", []
+        best = folder / "checkpoints" / "best.ckpt"
+        keepers: list[ModelCheckpoint] = []
 
         def trainer_for(phase: Phase, checkpoints: Path) -> L.Trainer:
-            trainer = self.trainer(module.monitor, phase.max_epochs, checkpoints, folder)
-            scores.append(vars(trainer)["callbacks"])
-            return trainer
+            return self.trainer(module.monitor, phase.max_epochs, checkpoints, keepers)
 
         if module.phases:
             fit_phases(module, data, folder, trainer_for)
         else:
             trainer_for(phases[0], best.parent).fit(module, datamodule=data)
-        weights = torch.load(best, map_location="cpu", weights_only=True)["state_dict"]
-        module.load_state_dict(weights)
-        found = [c.best_model_score for callbacks in scores for c in callbacks if c.monitor]
-        return max(float(score) for score in found)
+        load(module, best)
+        scores = [keeper.best_model_score for keeper in keepers if keeper.monitor]
+        last = Path(str(keepers[-1].dirpath)) / "last.ckpt"
+        return max(float(score) for score in scores if score is not None), last
 
     def data(self, seed: int, noise: float) -> GLUE:
         """The sentences of a seed, with this share of wrong labels to train on."""
@@ -257,20 +264,28 @@ class Study:
                 mine = False
             yield mine
 
-    def trainer(self, monitor: str, epochs: int, checkpoints: Path, folder: Path) -> L.Trainer:
-        """A quiet one that keeps the weights of the best and the last epoch."""
-        kept: Any = {
-            "dirpath": checkpoints, "save_weights_only": True, "enable_version_counter": False
-        }  # fmt: skip
-        best = ModelCheckpoint(filename="best", monitor=monitor, mode="max", **kept)
-        last = ModelCheckpoint(filename="last", save_on_train_epoch_end=True, **kept)
+    def trainer(
+        self, monitor: str, epochs: int, folder: Path, keepers: list[ModelCheckpoint]
+    ) -> L.Trainer:
+        """A quiet one that keeps the weights of the best and the last epoch in the folder."""
+        kept: Any = {"dirpath": folder, "save_weights_only": True, "enable_version_counter": False}
+        keepers += [
+            ModelCheckpoint(filename="best", monitor=monitor, mode="max", **kept),
+            ModelCheckpoint(filename="last", save_on_train_epoch_end=True, **kept),
+        ]
         quiet: Any = dict.fromkeys(
             ("logger", "enable_progress_bar", "enable_model_summary", "num_sanity_val_steps"), False
         )
         return L.Trainer(
             accelerator="cpu", devices=1, max_epochs=epochs, precision=self.options.precision,
-            callbacks=[best, last], default_root_dir=folder, **quiet,
+            callbacks=[*keepers[-2:]], default_root_dir=folder, **quiet,
         )  # fmt: skip
+
+
+def load(module: TaskModule, checkpoint: Path) -> None:
+    """Give the module the weights of a checkpoint."""
+    weights = torch.load(checkpoint, map_location="cpu", weights_only=True)["state_dict"]
+    module.load_state_dict(weights)
 
 
 def versions() -> dict[str, str]:

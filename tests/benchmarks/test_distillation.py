@@ -33,6 +33,6 @@ def read(folders):
     return [json.loads(line) for line in (folders[0] / "sst2.jsonl").read_text().splitlines()]
 
 
-def test_all_arms(folders):
-    evidence.main(command(folders, "--seeds", 0, "--noise", 0, 0.4))
+def test_all_arms(folders):  # tmp
+    evidence.main(command(folders, "--seeds", 0, "--noise", 0.4, "--rates", 1e-3, "--arms", "fine_tuning", "vanilla_kd", "annealing_kd_constant"))
     for r in read(folders): print(r["stage"], r["arm"], r["noise"], r["seed"], r["rate"], r["scores"], r["about"])
