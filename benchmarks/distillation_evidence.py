@@ -14,7 +14,6 @@ was, and several that are started at once share the work.
 
 import argparse
 import fcntl
-import importlib.metadata
 import json
 import logging
 import math
@@ -27,14 +26,12 @@ from time import perf_counter, process_time
 from typing import Any
 
 import lightning as L
-import torch
-from lightning.pytorch.callbacks import ModelCheckpoint
 
 from benchmarks.distillation_arms import ARMS, BOTH, FAMILIES, Sample, Trial, grid, pretrained
+from benchmarks.distillation_training import fit, load, versions
 from benchmarks.label_regularization_study import evaluated
 from lightning_kd.data import GLUE, FlipLabels
 from lightning_kd.methods import FineTuning, TaskModule
-from lightning_kd.phases import Phase, fit_phases
 
 TUNING_SEED = 1000
 """Of the students that choose a learning rate; their sentences are those of seed 0."""
@@ -169,7 +166,7 @@ class Study:
             try:
                 module = make()  # a teacher that is missing is trained here, on its own account
                 start, cpu = perf_counter(), process_time()
-                validation, last = self.fit(module, data, epochs, Path(folder))
+                validation, last = fit(module, data, epochs, Path(folder), self.options.precision)
                 seconds = {"wall": perf_counter() - start, "cpu": process_time() - cpu}
                 scores = {"validation": validation}
                 if key["stage"] != "tune":
@@ -188,30 +185,6 @@ class Study:
             file.write(json.dumps(record) + "\n")
         print(*key.values(), failed or scores, seconds, flush=True)
         return record
-
-    def fit(self, module: TaskModule, data: GLUE, epochs: int, folder: Path) -> tuple[float, Path]:
-        """Train in all phases; the module then has the weights of its best epoch.
-
-        Returns:
-            The validation of that epoch, and the checkpoint of the last one.
-        """
-        phases = module.phases or (Phase("all", epochs),)
-        if (given := sum(phase.max_epochs for phase in phases)) != epochs:
-            raise ValueError(f"{type(module).__name__} has {given} epochs, the others {epochs}")
-        best = folder / "checkpoints" / "best.ckpt"
-        keepers: list[ModelCheckpoint] = []
-
-        def trainer_for(phase: Phase, checkpoints: Path) -> L.Trainer:
-            return self.trainer(module.monitor, phase.max_epochs, checkpoints, keepers)
-
-        if module.phases:
-            fit_phases(module, data, folder, trainer_for)
-        else:
-            trainer_for(phases[0], best.parent).fit(module, datamodule=data)
-        load(module, best)
-        scores = [keeper.best_model_score for keeper in keepers if keeper.monitor]
-        last = Path(str(keepers[-1].dirpath)) / "last.ckpt"
-        return max(float(score) for score in scores if score is not None), last
 
     def data(self, seed: int, noise: float) -> GLUE:
         """The sentences of a seed, with this share of wrong labels to train on."""
@@ -263,35 +236,6 @@ class Study:
             except BlockingIOError:
                 mine = False
             yield mine
-
-    def trainer(
-        self, monitor: str, epochs: int, folder: Path, keepers: list[ModelCheckpoint]
-    ) -> L.Trainer:
-        """A quiet one that keeps the weights of the best and the last epoch in the folder."""
-        kept: Any = {"dirpath": folder, "save_weights_only": True, "enable_version_counter": False}
-        keepers += [
-            ModelCheckpoint(filename="best", monitor=monitor, mode="max", **kept),
-            ModelCheckpoint(filename="last", save_on_train_epoch_end=True, **kept),
-        ]
-        quiet: Any = dict.fromkeys(
-            ("logger", "enable_progress_bar", "enable_model_summary", "num_sanity_val_steps"), False
-        )
-        return L.Trainer(
-            accelerator="cpu", devices=1, max_epochs=epochs, precision=self.options.precision,
-            callbacks=[*keepers[-2:]], default_root_dir=folder, **quiet,
-        )  # fmt: skip
-
-
-def load(module: TaskModule, checkpoint: Path) -> None:
-    """Give the module the weights of a checkpoint."""
-    weights = torch.load(checkpoint, map_location="cpu", weights_only=True)["state_dict"]
-    module.load_state_dict(weights)
-
-
-def versions() -> dict[str, str]:
-    """Of what the figures may depend on."""
-    names = ("torch", "lightning", "transformers", "lightning-kd")
-    return {name: importlib.metadata.version(name) for name in names}
 
 
 def main(args: list[str] | None = None) -> None:

@@ -19,6 +19,7 @@ __all__ = [
     "label_permutation_test",
     "mean_sd",
     "minimal_detectable_effect",
+    "paired_interval",
     "paired_t_test",
     "sign_flip_test",
     "welch_t_test",
@@ -86,6 +87,28 @@ def paired_t_test(first: Runs, second: Runs) -> tuple[float, float] | None:
         return None
     found = stats.ttest_rel(first, second)
     return float(found.statistic), float(found.pvalue)
+
+
+def paired_interval(
+    first: Runs, second: Runs, confidence: float = 0.95
+) -> tuple[float, float, float]:
+    r"""Mean difference, first minus second, of runs with the same seed, and its t-interval.
+
+    :math:`\bar d \pm t_{n-1} s_d / \sqrt n`; of a constant difference both ends are the mean.
+
+    Raises:
+        ValueError: Unequal numbers of runs, fewer than two, or a confidence outside of (0, 1).
+
+    >>> paired_interval([71.0, 72.0, 73.0], [70.0, 70.0, 70.0])
+    (2.0, -0.484, 4.484)
+    """
+    from scipy import stats
+
+    if not 0 < confidence < 1:
+        raise ValueError(f"confidence must be in (0, 1), got {confidence}")
+    mean, deviation, count = _moments(_differences(first, second))
+    reach = float(stats.t.ppf((1 + confidence) / 2, count - 1)) * deviation / math.sqrt(count)
+    return mean, mean - reach, mean + reach
 
 
 def sign_flip_test(first: Runs, second: Runs) -> float:

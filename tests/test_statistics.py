@@ -15,6 +15,7 @@ from lightning_kd.statistics import (
     label_permutation_test,
     mean_sd,
     minimal_detectable_effect,
+    paired_interval,
     paired_t_test,
     sign_flip_test,
     welch_t_test,
@@ -50,6 +51,20 @@ def test_b11_a_constant_difference_is_undefined_and_not_zero() -> None:
     in_tenths = [value / 10 for value in STAIRS]  # 6.1 + 0.1 is not 6.2 to the last bit
     assert paired_t_test(in_tenths, [value + 0.1 for value in in_tenths]) is None
     assert compare(STAIRS, HIGHER).paired is None
+
+
+def test_a_paired_interval_is_where_the_t_test_does_not_reject() -> None:
+    mean, low, high = paired_interval(A, B)
+    assert mean == near(-0.4)
+    # the t-test of differences shifted by an end of the interval is just at its level
+    for end in (low, high):
+        shifted = paired_t_test([a - end for a in A], B)
+        assert shifted is not None
+        assert shifted[1] == near(0.05)
+    assert paired_interval(A, B, confidence=0.5)[1] > low
+    assert paired_interval(STAIRS, HIGHER) == (-1.0, -1.0, -1.0)
+    with pytest.raises(ValueError, match=r"confidence must be in \(0, 1\), got 95"):
+        paired_interval(A, B, confidence=95)
 
 
 def test_arms_that_do_not_vary_are_undefined() -> None:

@@ -1,0 +1,77 @@
+"""One training of `distillation_evidence.py`; the best epoch and the last are kept apart."""
+
+import importlib.metadata
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+from lightning.pytorch.callbacks import ModelCheckpoint
+
+from lightning_kd.methods import TaskModule
+from lightning_kd.phases import Phase, fit_phases
+
+
+def fit(
+    module: TaskModule, data: L.LightningDataModule, epochs: int, folder: Path, precision: Any
+) -> tuple[float, Path]:
+    """Train in all phases; the module then has the weights of its best epoch.
+
+    Args:
+        module: A method; its phases have to come to the epochs.
+        data: Validated on after every epoch.
+        epochs: In all.
+        folder: Gets the checkpoints.
+        precision: Lightning's.
+
+    Returns:
+        The validation of the best epoch, and the checkpoint of the last one.
+
+    Raises:
+        ValueError: The phases are longer or shorter.
+    """
+    phases = module.phases or (Phase("all", epochs),)
+    if (given := sum(phase.max_epochs for phase in phases)) != epochs:
+        raise ValueError(f"{type(module).__name__} has {given} epochs, the others {epochs}")
+    best = folder / "checkpoints" / "best.ckpt"
+    keepers: list[ModelCheckpoint] = []
+
+    def trainer_for(phase: Phase, checkpoints: Path) -> L.Trainer:
+        kept: Any = {"dirpath": checkpoints, "save_weights_only": True}
+        kept["enable_version_counter"] = False
+        made = [
+            ModelCheckpoint(filename="best", monitor=module.monitor, mode="max", **kept),
+            ModelCheckpoint(filename="last", save_on_train_epoch_end=True, **kept),
+        ]
+        keepers.extend(made)
+        return quiet_trainer(phase.max_epochs, precision, callbacks=made, default_root_dir=folder)
+
+    if module.phases:
+        fit_phases(module, data, folder, trainer_for)
+    else:
+        trainer_for(phases[0], best.parent).fit(module, datamodule=data)
+    load(module, best)
+    scores = [keeper.best_model_score for keeper in keepers if keeper.monitor]
+    last = Path(str(keepers[-1].dirpath)) / "last.ckpt"
+    return max(float(score) for score in scores if score is not None), last
+
+
+def quiet_trainer(max_epochs: int, precision: Any, **more: Any) -> L.Trainer:
+    """One that says nothing and validates after every epoch."""
+    off: Any = dict.fromkeys(
+        ("logger", "enable_progress_bar", "enable_model_summary", "num_sanity_val_steps"), False
+    )
+    given = {"max_epochs": max_epochs, "precision": precision, **off, **more}
+    return L.Trainer(accelerator="cpu", devices=1, **given)
+
+
+def load(module: TaskModule, checkpoint: Path) -> None:
+    """Give the module the weights of a checkpoint."""
+    weights = torch.load(checkpoint, map_location="cpu", weights_only=True)["state_dict"]
+    module.load_state_dict(weights)
+
+
+def versions() -> dict[str, str]:
+    """Of what the figures may depend on."""
+    names = ("torch", "lightning", "transformers", "lightning-kd")
+    return {name: importlib.metadata.version(name) for name in names}
