@@ -260,7 +260,7 @@ def test_robust_losses_take_the_place_of_the_hard_one(name) -> None:
         ({"task": tiny.TASKS["regression"], "hard_loss": "mae"}, "stsb has none"),
         ({"task": tiny.TASKS["regression"], "mitigation": "label_refine"}, "stsb has none"),
     ],
-    ids=str,
+    ids=lambda value: "-".join([value] if isinstance(value, str) else value),  # no task's address
 )
 def test_what_makes_no_sense_is_named(settings, message) -> None:
     task = settings.pop("task", TASK)
