@@ -3,6 +3,7 @@
 import io
 import pickle
 import zipfile
+import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -44,8 +45,10 @@ def read_pickles(paths: Sequence[Path], label_key: str, num_labels: int) -> Labe
         ValueError: One is truncated, malformed, or has a label out of range.
     """
     parts = [_batch(path, label_key, num_labels) for path in paths]
-    pixels, labels = ([getattr(p, name) for p in parts] for name in ("pixels", "labels"))
-    return LabelledImages(np.concatenate(pixels), np.concatenate(labels))
+    return LabelledImages(
+        np.concatenate([part.pixels for part in parts]),
+        np.concatenate([part.labels for part in parts]),
+    )
 
 
 def _batch(path: Path, label_key: str, num_labels: int) -> LabelledImages:
@@ -71,6 +74,9 @@ def read_npz(path: Path, num_channels: int, num_labels: int) -> LabelledImages:
         ValueError: It is truncated, malformed, or has a label out of range.
     """
     content = _arrays(path, ("images", "labels"))
+    for key in ("images", "labels"):
+        if key not in content:
+            raise ValueError(f"{path} has no {key!r}")
     images = content["images"]
     if images.dtype != np.uint8 or images.ndim != 4 or images.shape[3] != num_channels:
         raise ValueError(
@@ -86,8 +92,8 @@ def read_names(path: Path, key: str) -> list[str]:
     Raises:
         ValueError: The file is truncated or malformed.
     """
-    content = _arrays(path, ()) if path.suffix == ".npz" else _unpickle(path)
-    names = content.get(key, [])
+    content = _arrays(path, (key,)) if path.suffix == ".npz" else _unpickle(path)
+    names: Any = content.get(key, [])
     return [name.decode() if isinstance(name, bytes) else str(name) for name in names]
 
 
@@ -117,15 +123,13 @@ def _checked(path: Path, pixels: np.ndarray, labels: np.ndarray, count: int) -> 
 
 
 def _arrays(path: Path, keys: Sequence[str]) -> dict[str, np.ndarray]:
+    """Those of these names that the file has."""
     try:
-        with np.load(path, allow_pickle=False) as archive:
-            content = dict(archive.items())
-    except (ValueError, EOFError, OSError, zipfile.BadZipFile) as error:
+        # opened here: of a damaged file numpy would leave it open
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
+            return {key: archive[key] for key in keys if key in archive}
+    except (ValueError, TypeError, EOFError, OSError, zipfile.BadZipFile, zlib.error) as error:
         raise ValueError(f"{path} is no whole .npz file ({_first_line(error)})") from error
-    for key in keys:
-        if key not in content:
-            raise ValueError(f"{path} has no {key!r}, only {', '.join(sorted(content))}")
-    return content
 
 
 def _unpickle(path: Path) -> dict[str, Any]:

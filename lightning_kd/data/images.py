@@ -45,7 +45,7 @@ class Augmentation:
         """First row and column of the crop, 0 to ``2 * padding``, and whether it is mirrored.
 
         >>> Augmentation(4, flip=True, seed=0).draw(epoch=1, idx=7)
-        (4, 8, True)
+        (4, 3, True)
         """
         key = hashlib.sha256(f"{self.seed}/augment/{self.view(epoch)}/{idx}".encode()).digest()
         width = _DRAW_BITS // 8
@@ -124,13 +124,12 @@ class Images(TorchDataset[Any]):
             return {name: values[0] for name, values in self[[index]].items()}
         images, idx = self.pixels[index], self.idx[index]
         batch = {"idx": idx}
-        if self.augmentation is not None:
-            views = self.augmentation.views
-            epoch = getattr(index, "epoch", 0 if views else None)
-            if epoch is not None:
-                images = self.augmentation(images, idx.tolist(), epoch)
-            if views:
-                batch["cache_row"] = idx * views + self.augmentation.view(epoch)
+        look = self.augmentation
+        if look is not None and (look.views or hasattr(index, "epoch")):
+            epoch: int = getattr(index, "epoch", 0)
+            images = look(images, idx.tolist(), epoch)
+            if look.views:
+                batch["cache_row"] = idx * look.views + look.view(epoch)
         batch["pixel_values"] = (images.float() / 255 - self.mean) / self.std
         if self.labels is not None:
             batch["labels"] = self.labels[index]

@@ -141,10 +141,18 @@ class CifarResNet(nn.Module):
         folder = Path(folder)
         try:
             settings = json.loads((folder / "config.json").read_text())
-            found = CifarResNetConfig(**{k: v for k, v in settings.items() if k != "model_type"})
+            del settings["model_type"]
+            found = CifarResNetConfig(**{**settings, "labels": tuple(settings["labels"])})
             network = cls(found.depth, found.labels, *astuple(found)[2:])
             network.load_state_dict(load_file(folder / "model.safetensors"))
-        except (OSError, TypeError, RuntimeError, json.JSONDecodeError, SafetensorError) as error:
+        except (
+            OSError,
+            KeyError,
+            TypeError,
+            RuntimeError,
+            json.JSONDecodeError,
+            SafetensorError,
+        ) as error:
             raise ValueError(
                 f"{folder} is no complete ResNet of lightning-kd "
                 f"({str(error).splitlines()[0]}); export it again"
