@@ -83,10 +83,11 @@ class RecipeCLI(LightningCLI):
     @override
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         parser.link_arguments("data.task", "model.task")
-        parser.link_arguments("model.student", "data.tokenizer")
-        for target in ("data.seed", "model.seed"):
-            if any(action.dest == target for action in parser._actions):
-                parser.link_arguments("seed_everything", target, compute_fn=int)
+        known = {action.dest for action in parser._actions}
+        if "data.tokenizer" in known:  # images have none
+            parser.link_arguments("model.student", "data.tokenizer")
+        for target in {"data.seed", "model.seed"} & known:
+            parser.link_arguments("seed_everything", target, compute_fn=int)
         parser.add_argument(
             "--references",
             type=list[str],

@@ -6,9 +6,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LRScheduler
+from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 
-LR_SCHEDULES = ("linear", "cosine", "constant")
+LR_SCHEDULES = ("linear", "cosine", "constant", "steps")
 
 
 def decay_groups(
@@ -79,7 +79,9 @@ def lr_scheduler(
 
     Args:
         optimizer: Its learning rates are the peaks.
-        schedule: ``linear`` or ``cosine`` reach 0 at ``max_steps``; ``constant`` stays at the peak.
+        schedule: ``linear`` or ``cosine`` reach 0 at ``max_steps``; ``constant`` stays at the peak;
+            ``steps`` has a tenth of it after half of ``max_steps``, a hundredth after three
+            quarters.
         warmup_fraction: In [0, 1]; 0 starts at the peak.
         max_steps: Optimizer steps of the whole run.
 
@@ -89,10 +91,18 @@ def lr_scheduler(
     from transformers import get_scheduler
 
     check_schedule(schedule, warmup_fraction)
+    warmup = round(warmup_fraction * max_steps)
+    if schedule == "steps":
+
+        def factor(step: int) -> float:
+            passed = (2 * step >= max_steps) + (4 * step >= 3 * max_steps)
+            return 0.1**passed * (min(1.0, step / warmup) if warmup else 1.0)
+
+        return LambdaLR(optimizer, factor)
     return get_scheduler(
         "constant_with_warmup" if schedule == "constant" else schedule,
         optimizer,
-        num_warmup_steps=round(warmup_fraction * max_steps),
+        num_warmup_steps=warmup,
         num_training_steps=max_steps,
     )
 

@@ -118,9 +118,9 @@ class Outcome:
         show(summary, self.run_dir, chosen, exports)
 
     def _export_whole(self, folder: Path) -> None:
-        """The model with its tokenizer, without which it is of no use."""
+        """The model with what makes its inputs (a tokenizer), without which it is of no use."""
         with TemporaryDirectory() as written:
-            self.datamodule.tokenizer.save_pretrained(written)
+            self.datamodule.save_processing(Path(written))
             files = list(Path(written).iterdir())
             for file in files:  # of an earlier export, which replaces no files but its own
                 (folder / file.name).unlink(missing_ok=True)

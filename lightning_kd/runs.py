@@ -14,8 +14,9 @@ RUN_DIR = "LIGHTNING_KD_RUN_DIR"
 def with_settings(stage: str, args: list[str], recipe: str) -> tuple[list[str], Path]:
     """The command line with the settings of the run it goes back to, and the folder to write to.
 
-    An overlay ``offline.yaml`` may have a supplement for a recipe, ``offline/<recipe>.yaml``, which
-    is read right after it.
+    An overlay ``offline.yaml`` may have a version for a benchmark, ``offline/<benchmark>.yaml``,
+    which is read in its place, and a supplement for a recipe, ``offline/<recipe>.yaml``, which is
+    read right after it. A recipe's name ends in that of its benchmark.
     """
     args = _with_supplements(args, recipe)
     resume, args = _pop_option(args, "--resume")
@@ -44,10 +45,16 @@ def with_settings(stage: str, args: list[str], recipe: str) -> tuple[list[str], 
 def _with_supplements(args: Sequence[str], recipe: str) -> list[str]:
     out: list[str] = []
     for word, before in zip(args, ["", *args], strict=False):
-        out.append(word)
-        path = word.partition("=")[2] if word.startswith("--config=") else word
-        supplement = Path(path).with_suffix("") / f"{recipe}.yaml"
-        if (before == "--config" or word.startswith("--config=")) and supplement.is_file():
+        given = word.removeprefix("--config=")
+        if before != "--config" and given == word:
+            out.append(word)
+            continue
+        folder = Path(given).with_suffix("")
+        version = folder / f"{recipe.rpartition('_')[2]}.yaml"
+        supplement = folder / f"{recipe}.yaml"
+        option = word.removesuffix(given)  # --config= or nothing
+        out.append(option + str(version) if version.is_file() else word)
+        if supplement.is_file():
             out.append(f"--config={supplement}")
     return out
 

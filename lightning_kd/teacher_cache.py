@@ -45,7 +45,10 @@ class TrainingRows(Protocol):
 
     @property
     def train_keys(self) -> int | np.ndarray:
-        """One more than the largest ``idx``; or, where examples share one, `content_keys`."""
+        """One more than the largest ``idx``; or, where examples share one, `content_keys`.
+
+        A batch may name other rows than ``idx``, as ``cache_row``: of several views of an example.
+        """
 
     @property
     def train_width(self) -> int:
@@ -138,7 +141,7 @@ class TeacherCache:
 
     def _rows_of(self, batch: Batch) -> np.ndarray:
         if self.keys is None:
-            rows = batch["idx"].cpu().numpy()
+            rows = batch.get("cache_row", batch["idx"]).cpu().numpy()
             fits = (rows >= 0) & (rows < self.rows)
         else:
             wanted = content_keys(batch)

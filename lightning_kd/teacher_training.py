@@ -4,8 +4,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from time import perf_counter
+from typing import Any
 
 import lightning as L
+from lightning.pytorch.cli import OptimizerCallable
+from torch.optim import Optimizer
 
 from lightning_kd.data import BenchmarkDataModule
 from lightning_kd.methods import DistillationModule, FineTuning, TaskModule
@@ -20,7 +23,7 @@ class TeacherTraining:
 
     Args:
         epochs: Of fine-tuning model.teacher on the task; 0 takes it as it is.
-        learning_rate: Of that fine-tuning, at its peak.
+        learning_rate: Of that fine-tuning, at its peak, whatever the optimizer.
     """
 
     epochs: int = 0
@@ -38,7 +41,8 @@ def train_teacher(
     """Fine-tune the student's teacher, report and export it; goes on where it was cut off.
 
     Args:
-        student: Its task, warm-up and schedule are the teacher's too; it is given the export.
+        student: Its task, optimizer, warm-up and schedule are the teacher's too; it is given the
+            export.
         datamodule: The student's.
         folder: Gets ``checkpoints/``, ``report/`` and ``export/model/``.
         trainer_for: Makes the trainer, with checkpoints in ``folder``.
@@ -61,6 +65,7 @@ def train_teacher(
         weight_decay=student.weight_decay,
         warmup_fraction=student.warmup_fraction,
         lr_schedule=student.lr_schedule,
+        optimizer=_at(student.optimizer_factory, learning_rate),
     )
     trainer = trainer_for(module)
     if trainer.is_global_zero:
@@ -74,3 +79,17 @@ def train_teacher(
     outcome.finish(perf_counter() - start, [], None, export=True)
     trainer.strategy.barrier()
     student.teach_with(str(exported))
+
+
+def _at(make: OptimizerCallable | None, learning_rate: float) -> OptimizerCallable | None:
+    """The same kind of optimizer with another learning rate; None, the default one, stays."""
+    if make is None:
+        return None
+
+    def made(parameters: Any) -> Optimizer:
+        optimizer = make(parameters)
+        for group in optimizer.param_groups:
+            group["lr"] = learning_rate
+        return optimizer
+
+    return made

@@ -6,8 +6,9 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
-from lightning_kd.models import check_local, quiet, unreachable, with_padding
-from lightning_kd.tasks import Classification, Task
+from lightning_kd.models import check_local, quiet, read_resnet, unreachable, with_padding
+from lightning_kd.nn.resnet import depth_of, is_resnet_folder
+from lightning_kd.tasks import Classification, Image, Task
 
 __all__ = ["check_vocabulary", "load_teacher"]
 
@@ -16,7 +17,8 @@ def load_teacher(name_or_path: str, task: Task, bits: Literal[4, 8] | None = Non
     """A model that was fine-tuned on ``task``: its head is taken as it is.
 
     Args:
-        name_or_path: A Hub name, a local Hugging Face folder, or a checkpoint of this library.
+        name_or_path: A Hub name, a local Hugging Face folder, an exported folder of a
+            `lightning_kd.nn.CifarResNet`, or a checkpoint of this library.
         task: The student's; the teacher has to answer in its labels and their order.
         bits: Load the matrices quantized (NF4 for 4 bits).
 
@@ -30,6 +32,8 @@ def load_teacher(name_or_path: str, task: Task, bits: Literal[4, 8] | None = Non
 
     if name_or_path.endswith(".ckpt"):
         return _student_of(name_or_path, task)
+    if isinstance(task, Image) and (network := _resnet(name_or_path, task, bits)) is not None:
+        return network
     check_local(name_or_path)
     name = str(Path(name_or_path).expanduser()) if name_or_path[:1] == "~" else name_or_path
     settings: dict[str, Any] = {}
@@ -51,6 +55,23 @@ def load_teacher(name_or_path: str, task: Task, bits: Literal[4, 8] | None = Non
             f"fine-tuned on {task.name}, or fine-tune it first (--teacher.epochs 3)"
         )
     return with_padding(model, name_or_path)
+
+
+def _resnet(name_or_path: str, task: Image, bits: int | None) -> nn.Module | None:
+    """The trained network in a folder; None for what is of transformers."""
+    if depth_of(name_or_path) is not None:
+        raise ValueError(
+            f"the teacher {name_or_path} is an architecture without trained weights; give an "
+            "exported folder or a .ckpt, or train it first (--teacher.epochs 100)"
+        )
+    folder = Path(name_or_path).expanduser()
+    if not is_resnet_folder(folder):
+        return None
+    if bits is not None:
+        raise ValueError(f"a ResNet has no {bits}-bit form; leave teacher_bits out")
+    network = read_resnet(folder, task)
+    _check_labels(name_or_path, network.config, task)
+    return network
 
 
 def _student_of(checkpoint: str, task: Task) -> nn.Module:

@@ -247,7 +247,7 @@ def rates(schedule: str, warmup_fraction: float, steps: int = 20) -> list[float]
     return found
 
 
-@pytest.mark.parametrize("schedule", ["linear", "cosine", "constant"])
+@pytest.mark.parametrize("schedule", ["linear", "cosine", "constant", "steps"])
 def test_warm_up_is_a_straight_line_to_the_peak(schedule) -> None:
     assert rates(schedule, 0.25)[:6] == pytest.approx([0, 0.4, 0.8, 1.2, 1.6, 2.0])
 
@@ -259,6 +259,14 @@ def test_linear_and_cosine_end_at_zero_and_constant_stays() -> None:
     assert rates("constant", 0.25)[5:] == [2.0] * 16
 
 
+def test_steps_fall_to_a_tenth_at_half_and_again_at_three_quarters() -> None:
+    assert rates("steps", 0.0) == pytest.approx([2.0] * 10 + [0.2] * 5 + [0.02] * 6)
+    # 64,000 iterations, divided at 32,000 and 48,000 (He et al., section 4.2), in small
+    assert rates("steps", 0.0, 64)[31:33] == pytest.approx([2.0, 0.2])
+    assert rates("steps", 0.0, 64)[47:49] == pytest.approx([0.2, 0.02])
+    assert rates("steps", 0.0, 7)[3:6] == pytest.approx([2.0, 0.2, 0.2])  # 3.5 and 5.25 of 7
+
+
 def test_without_warm_up_the_first_step_has_the_peak() -> None:
     assert rates("linear", 0.0)[0] == 2.0
 
@@ -266,7 +274,7 @@ def test_without_warm_up_the_first_step_has_the_peak() -> None:
 @pytest.mark.parametrize(
     ("schedule", "warmup_fraction", "message"),
     [
-        ("step", 0.1, "lr_schedule must be one of linear, cosine, constant, got 'step'"),
+        ("step", 0.1, "lr_schedule must be one of linear, cosine, constant, steps, got 'step'"),
         ("linear", -0.1, "warmup_fraction must be between 0 and 1, got -0.1"),
         ("linear", 6.0, "warmup_fraction must be between 0 and 1, got 6.0"),
     ],

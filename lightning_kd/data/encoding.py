@@ -254,7 +254,8 @@ def digest(examples: "Dataset") -> str:
     names = sorted(examples.column_names)
     for chunk in examples.iter(batch_size=1000):
         rows = zip(*(chunk[name] for name in names), strict=True)
-        total.update(json.dumps([names, [list(row) for row in rows]]).encode())
+        content = [names, [list(row) for row in rows]]
+        total.update(json.dumps(content, default=bytes.hex).encode())
     return total.hexdigest()
 
 

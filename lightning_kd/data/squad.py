@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from torch import Tensor
 
-from lightning_kd.data.base import BenchmarkDataModule
 from lightning_kd.data.encoding import Encoded, load_tokenizer
 from lightning_kd.data.span_answers import SpanAnswer, SpanKey
 from lightning_kd.data.squad_json import check_questions, read_squad
+from lightning_kd.data.text import TextDataModule
 from lightning_kd.data.windows import Windows
 from lightning_kd.evaluation import Stage
 from lightning_kd.tasks import SpanQA, Task
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 __all__ = ["SQuAD"]
 
 
-class SQuAD(BenchmarkDataModule):
+class SQuAD(TextDataModule):
     """Questions on passages: `squad` (1.1, every question has an answer) and `squad_v2` (2.0).
 
     Without `data_dir` the questions come from the Hugging Face Hub, with it from the published
@@ -49,7 +49,7 @@ class SQuAD(BenchmarkDataModule):
         max_answer_length: tokens of the longest answer that is given.
         no_answer_threshold: "no answer" is given where it scores higher than the best span by more
             than this; higher answers more questions. Of `squad_v2` only; None is 0.
-        options: see `BenchmarkDataModule`.
+        options: see `TextDataModule`.
 
     >>> sorted(SQuAD.tasks)
     ['squad', 'squad_v2']

@@ -2,15 +2,23 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
-from lightning_kd.data.encoding import Encoded
 from lightning_kd.tasks import Task
 
 if TYPE_CHECKING:
     from datasets import Dataset
+
+
+class Examples(Protocol):
+    """A split as it is trained or evaluated on."""
+
+    def __len__(self) -> int: ...
+
+    def column(self, name: str) -> np.ndarray:
+        """All of `idx` or `labels`, `[n]`."""
 
 
 class Transform(ABC):
@@ -21,7 +29,10 @@ class Transform(ABC):
 
     @abstractmethod
     def __call__(self, examples: "Dataset") -> "Dataset":
-        """Training examples with the columns `sentence1`, `sentence2` (pairs), `label`, `idx`."""
+        """Training examples with the columns `sentence1`, `sentence2` (pairs), `label`, `idx`.
+
+        Of images, `image` in place of the sentences: the bytes of its pixels.
+        """
 
     @abstractmethod
     def fingerprint(self) -> str:
@@ -29,7 +40,7 @@ class Transform(ABC):
 
 
 def training_notes(
-    transforms: Sequence[Transform], before: "Dataset", after: Encoded
+    transforms: Sequence[Transform], before: "Dataset", after: Examples
 ) -> dict[str, Any]:
     """What transforms made of a training set: counted, not what they were asked for.
 
@@ -51,4 +62,4 @@ def training_notes(
     }
 
 
-__all__ = ["Transform", "training_notes"]
+__all__ = ["Examples", "Transform", "training_notes"]

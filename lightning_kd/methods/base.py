@@ -28,7 +28,7 @@ from lightning_kd.progress import Progress, logs_now, show
 from lightning_kd.tasks import Prediction, Task, task_named
 
 Batch = dict[str, Tensor]
-LRSchedule = Literal["linear", "cosine", "constant"]
+LRSchedule = Literal["linear", "cosine", "constant", "steps"]
 
 
 class TaskModule(L.LightningModule, ABC):
@@ -43,7 +43,8 @@ class TaskModule(L.LightningModule, ABC):
         learning_rate: Peak; never scaled by batch size or processes.
         weight_decay: Of matrices.
         warmup_fraction: Share of the optimizer steps spent warming up; 0 starts at the peak.
-        lr_schedule: ``linear`` and ``cosine`` decay to 0 at the last step, ``constant`` stays.
+        lr_schedule: ``linear`` and ``cosine`` decay to 0 at the last step, ``constant`` stays,
+            ``steps`` falls to a tenth after half of the steps and again after three quarters.
         optimizer: Makes another optimizer from the trainable parameters; it then decides the
             learning rate and the decay.
         student_layers: Of the student's layers keep so many first ones, or those of these numbers

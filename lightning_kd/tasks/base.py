@@ -10,7 +10,7 @@ from jaxtyping import Bool, Float, Shaped
 from torch import Tensor, nn
 from torchmetrics import Metric, MetricCollection
 
-NOT_INPUTS = ("labels", "idx", "answer_mask")
+NOT_INPUTS = ("labels", "idx", "answer_mask", "cache_row")
 """Keys of a batch that are not arguments of the model."""
 
 
