@@ -89,7 +89,10 @@ def read_lineage(folder: Path) -> list[PhaseRecord]:
     try:
         return [PhaseRecord(**record) for record in json.loads(path.read_text())["phases"]]
     except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{path} is damaged ({error}); start the run anew") from error
+        raise ValueError(
+            f"{path} is damaged ({error}); delete it and --resume the run: the record is made "
+            "again from the checkpoints"
+        ) from error
 
 
 def check_epochs(phases: Sequence[Phase], max_epochs: int | None) -> None:
