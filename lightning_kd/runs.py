@@ -95,9 +95,8 @@ def hold(folder: Path) -> None:
         ValueError: Another command works in the folder.
     """
     folder = folder.resolve()
-    if (
-        folder in _held or getattr(rank_zero_only, "rank", 0) != 0
-    ):  # one process of a run holds it for all
+    first = getattr(rank_zero_only, "rank", 0) == 0  # holds it for the other processes of the run
+    if folder in _held or not first:
         return
     descriptor = os.open(folder, os.O_RDONLY)
     try:
@@ -123,6 +122,8 @@ def shared(run_dir: Path) -> Iterator[None]:
     finally:
         if before is None:
             os.environ.pop(RUN_DIR, None)
+        if (descriptor := _held.pop(run_dir.resolve(), None)) is not None:
+            os.close(descriptor)
 
 
-__all__ = ["RUN_DIR", "STAGES", "shared", "with_settings"]
+__all__ = ["RUN_DIR", "STAGES", "hold", "shared", "with_settings"]
