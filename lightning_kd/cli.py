@@ -24,7 +24,7 @@ from lightning.pytorch.plugins import CheckpointIO
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 from typing_extensions import override
 
-from lightning_kd.checkpoint_io import AtomicCheckpointIO
+from lightning_kd.checkpoint_io import AtomicCheckpointIO, write_atomically
 from lightning_kd.data import BenchmarkDataModule
 from lightning_kd.errors import USER_ERRORS, explain
 from lightning_kd.loggers import Events, MetricsFile
@@ -34,7 +34,7 @@ from lightning_kd.outcome import Outcome, write_predictions
 from lightning_kd.phases import FinalSelect, Phase, check_epochs, fit_phases
 from lightning_kd.report import read_references
 from lightning_kd.run_checkpoints import run_checkpoints
-from lightning_kd.runs import STAGES, shared, with_settings
+from lightning_kd.runs import STAGES, hold, shared, with_settings
 from lightning_kd.teacher_training import TeacherTraining, train_teacher
 
 
@@ -43,9 +43,10 @@ class _SaveConfig(SaveConfigCallback):
 
     @override
     def save_config(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        path = Path(self.config_filename)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        self.parser.save(self.config, path, skip_none=False, overwrite=True, multifile=False)
+        text = self.parser.dump(self.config, skip_none=False)
+        # Each phase writes it again: one that is killed meanwhile leaves it whole.
+        write_atomically(lambda file: file.write(text.encode()), self.config_filename)
+        hold(Path(self.config_filename).parent)
 
 
 class RecipeCLI(LightningCLI):
@@ -176,6 +177,12 @@ class RecipeCLI(LightningCLI):
     def fit(self, model: TaskModule, ckpt_path: str | None = None, **kwargs: Any) -> None:
         """Fit (the teacher first, where asked), once or phase by phase, from where it was left."""
         data = kwargs["datamodule"]
+        if model.phases and ckpt_path is not None:
+            raise ValueError(
+                f"--ckpt_path {ckpt_path} cannot continue a training in phases; use --resume with "
+                "its run folder"
+            )
+        check_epochs(model.phases, self._get(self.config_init, "trainer").max_epochs)
         if isinstance(model, DistillationModule):
             self._train_teacher(model, data)
         if not model.phases:
@@ -183,12 +190,6 @@ class RecipeCLI(LightningCLI):
             path = ckpt_path or (str(last) if last.exists() else None)
             self.trainer.fit(model, ckpt_path=path, **kwargs)
             return
-        if ckpt_path is not None:
-            raise ValueError(
-                f"--ckpt_path {ckpt_path} cannot continue a training in phases; use --resume with "
-                "its run folder"
-            )
-        check_epochs(model.phases, self._get(self.config_init, "trainer").max_epochs)
         select = self._get(self.config_init, "final_select")
         self.trainer, _ = fit_phases(model, data, self.run_dir, self._trainer_of, select)
 

@@ -5,8 +5,8 @@ import sys
 from typing import NoReturn
 
 TRACEBACK = "LIGHTNING_KD_TRACEBACK"
-USER_ERRORS = (ValueError, TypeError, OSError, FloatingPointError, RuntimeError)
-"""What the library raises for input it cannot use; other errors are defects and keep a trace."""
+USER_ERRORS = (ValueError, TypeError, OSError, FloatingPointError, RuntimeError, ImportError)
+"""What the library raises for input it cannot use (or an extra it lacks); other errors are defects and keep a trace."""
 
 
 def explain(error: BaseException) -> NoReturn:

@@ -13,6 +13,7 @@ from torch.optim import Optimizer
 from lightning_kd.data import BenchmarkDataModule
 from lightning_kd.methods import DistillationModule, FineTuning, TaskModule
 from lightning_kd.outcome import Outcome
+from lightning_kd.teachers import check_vocabulary
 
 __all__ = ["TeacherTraining", "train_teacher"]
 
@@ -50,7 +51,7 @@ def train_teacher(
         seed: The run's, for the record.
 
     Raises:
-        ValueError: The method runs without a teacher.
+        ValueError: The method runs without a teacher, or the teacher reads other tokens.
     """
     if not student.teacher_name:
         raise ValueError("teacher.epochs trains model.teacher, which this run has not; leave it 0")
@@ -58,6 +59,8 @@ def train_teacher(
     if (folder / "report" / "summary.json").exists():  # written when the export is whole
         student.teach_with(str(exported))
         return
+    # Fine-tuned on the student's tokens it would be exported with them, and pass later checks.
+    check_vocabulary(student.teacher_name, datamodule.tokenizer)
     module = FineTuning(
         student.teacher_name,
         student.task,

@@ -6,11 +6,19 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
-from lightning_kd.models import check_local, quiet, read_resnet, unreachable, with_padding
+from lightning_kd.checkpoint_io import AtomicCheckpointIO
+from lightning_kd.models import (
+    check_local,
+    head_modules,
+    quiet,
+    read_resnet,
+    unreachable,
+    with_padding,
+)
 from lightning_kd.nn.resnet import depth_of, is_resnet_folder
 from lightning_kd.tasks import Classification, Image, Task
 
-__all__ = ["check_vocabulary", "load_teacher"]
+__all__ = ["check_embeddings", "check_vocabulary", "load_teacher"]
 
 
 def load_teacher(name_or_path: str, task: Task, bits: Literal[4, 8] | None = None) -> nn.Module:
@@ -26,24 +34,33 @@ def load_teacher(name_or_path: str, task: Task, bits: Literal[4, 8] | None = Non
         FileNotFoundError: There is no such folder or checkpoint.
         ConnectionError: The Hub cannot be reached and the model is not in its cache.
         ImportError: ``bits`` without the ``quant`` extra.
-        ValueError: The model has other labels, or no trained head.
+        ValueError: The model has other labels, or no trained head; ``bits`` for a checkpoint.
     """
     import transformers
 
     if name_or_path.endswith(".ckpt"):
+        if bits is not None:
+            raise ValueError(
+                f"teacher_bits={bits} quantizes a Hugging Face model while it is read, and "
+                f"{name_or_path} is a checkpoint; give the folder that `lightning-kd export` makes "
+                "of it"
+            )
         return _student_of(name_or_path, task)
     if isinstance(task, Image) and (network := _resnet(name_or_path, task, bits)) is not None:
         return network
     check_local(name_or_path)
     name = str(Path(name_or_path).expanduser()) if name_or_path[:1] == "~" else name_or_path
     settings: dict[str, Any] = {}
-    if bits is not None:
-        settings["quantization_config"] = _quantization(bits)
+    head = getattr(transformers, task.auto_class)
     try:
         config = transformers.AutoConfig.from_pretrained(name)
         _check_labels(name_or_path, config, task)
+        if bits is not None:
+            with torch.device("meta"):
+                heads = head_modules(head.from_config(config))
+            settings["quantization_config"] = _quantization(bits, heads)
         with quiet():
-            model, report = getattr(transformers, task.auto_class).from_pretrained(
+            model, report = head.from_pretrained(
                 name, output_loading_info=True, ignore_mismatched_sizes=True, **settings
             )
     except OSError as error:
@@ -80,7 +97,12 @@ def _student_of(checkpoint: str, task: Task) -> nn.Module:
 
     if not Path(checkpoint).is_file():
         raise FileNotFoundError(f"there is no checkpoint {checkpoint}; give the path of a .ckpt")
-    written = torch.load(checkpoint, map_location="cpu", weights_only=True).get("lightning_kd", {})
+    written = AtomicCheckpointIO().load_checkpoint(checkpoint).get("lightning_kd", {})
+    if written.get("method") not in methods.METHODS:
+        raise ValueError(
+            f"the teacher {checkpoint} was not written by a method of lightning-kd; give a "
+            "checkpoint of a run, or a Hugging Face folder"
+        )
     if written.get("task") != task.name:
         raise ValueError(
             f"the teacher {checkpoint} was trained on {written.get('task')}, the student learns "
@@ -113,8 +135,10 @@ def _check_labels(name: str, config: Any, task: Task) -> None:
         )
 
 
-def _quantization(bits: int) -> Any:
+def _quantization(bits: int, heads: list[str]) -> Any:
+    """Settings of bitsandbytes; heads stay as they are: small, and too narrow for its blocks."""
     import importlib.util
+    import logging
 
     import transformers
 
@@ -125,9 +149,16 @@ def _quantization(bits: int) -> Any:
         )
     made: Any = transformers.BitsAndBytesConfig
     if bits == 8:
-        return made(load_in_8bit=True)
+        # It says of every product that fp32 is cast to fp16.
+        logging.getLogger("bitsandbytes.autograd._functions").setLevel(logging.ERROR)
+        return made(load_in_8bit=True, llm_int8_skip_modules=heads)
     nf4 = {"bnb_4bit_quant_type": "nf4", "bnb_4bit_use_double_quant": True}
-    return made(load_in_4bit=True, bnb_4bit_compute_dtype=torch.float32, **nf4)
+    return made(
+        load_in_4bit=True,
+        bnb_4bit_compute_dtype=torch.float32,
+        llm_int8_skip_modules=heads,
+        **nf4,
+    )
 
 
 def check_vocabulary(teacher: str, tokenizer: Any) -> None:
@@ -155,4 +186,22 @@ def check_vocabulary(teacher: str, tokenizer: Any) -> None:
             f"the teacher {teacher} reads {len(theirs)} tokens of its own tokenizer, the student "
             f"{len(tokenizer)} of {tokenizer.name_or_path}; give a teacher with the student's "
             "tokenizer"
+        )
+
+
+def check_embeddings(teacher: nn.Module, name: str, tokenizer: Any) -> None:
+    """Raise where ``tokenizer`` gives tokens that a teacher has no embeddings for.
+
+    What can be said of a teacher without a tokenizer of its own.
+
+    Raises:
+        ValueError: It has too few.
+    """
+    made: Any = teacher
+    embeddings = made.get_input_embeddings() if hasattr(made, "get_input_embeddings") else None
+    known = getattr(embeddings, "num_embeddings", None)
+    if known is not None and known < len(tokenizer):
+        raise ValueError(
+            f"the teacher {name} knows {known} tokens, the student {len(tokenizer)} of "
+            f"{tokenizer.name_or_path}; give a teacher with the student's tokenizer"
         )

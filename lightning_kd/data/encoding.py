@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset as TorchDataset
 
-from lightning_kd.teacher_cache import content_key
+from lightning_kd.fingerprints import content_key
 
 if TYPE_CHECKING:
     from datasets import Dataset

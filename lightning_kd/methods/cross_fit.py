@@ -23,10 +23,10 @@ from typing_extensions import override
 
 from lightning_kd.checkpoint_io import write_atomically
 from lightning_kd.data.batches import ResumableLoader, ShardedBatches
+from lightning_kd.fingerprints import fingerprint_of
 from lightning_kd.functional.noise import relabel
 from lightning_kd.methods.base import Batch, TaskModule
 from lightning_kd.tasks import Task
-from lightning_kd.teacher_cache import fingerprint_of
 
 
 @dataclass(frozen=True)

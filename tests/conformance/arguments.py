@@ -161,7 +161,7 @@ ARGUMENTS: dict[str, dict[str, Change]] = {
     },
     "DistillationModule": {
         "teacher": Change(Made(lambda *_: tiny.model(seed=3))),
-        "teacher_bits": Change(4, how_the_teacher_loads),
+        "teacher_bits": Change(4, how_the_teacher_loads, given={"teacher": tiny.named_model()}),
         "teacher_cache": Change(Made(lambda _, folder: str(folder / "cache")), answers_kept),
     },
     "AnnealingKD": {

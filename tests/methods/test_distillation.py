@@ -4,11 +4,12 @@ from typing import Any
 
 import pytest
 import torch
+from lightning.pytorch import Callback
 
 from lightning_kd.methods import FineTuning, VanillaKD
 from lightning_kd.teachers import check_vocabulary, load_teacher
 from tests import tiny
-from tests.conformance.matrix import Watch, differing, fit, weights
+from tests.conformance.matrix import Watch, differing, every_task, fit, weights
 
 TASK = tiny.TASKS["classification"]
 
@@ -90,6 +91,84 @@ def test_with_a_cache_each_example_is_asked_once_and_the_weights_are_the_same(tm
     assert second == [0] * 9
     assert differing(expected, kept) == []
     assert differing(expected, found) == []
+
+
+class Losses(Callback):
+    """The loss of each step."""
+
+    def __init__(self) -> None:
+        self.seen: list[float] = []
+
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx) -> None:
+        self.seen.append(outputs["loss"].item())
+
+
+@every_task
+def test_losses_with_a_cache_are_those_of_a_live_teacher_bit_for_bit(kind, tmp_path) -> None:
+    """Over four epochs, each in another order: live, while the answers are kept, and from them."""
+    task, found = tiny.TASKS[kind], []
+    for cache in (None, tmp_path, tmp_path):
+        module = tiny.method(
+            "VanillaKD",
+            task,
+            learning_rate=0.01,
+            teacher_cache=None if cache is None else str(cache),
+        )
+        losses = Losses()
+        fit(module, max_epochs=4, callbacks=[losses])
+        found.append((losses.seen, weights(module)))
+    (live, trained), *others = found
+    assert len(set(live)) == len(live) == 12
+    for seen, ended in others:
+        assert seen == live
+        assert differing(trained, ended) == []
+
+
+def test_answers_that_are_not_finite_are_neither_used_nor_kept(tmp_path) -> None:
+    teacher = tiny.model(seed=1)
+    teacher.get_parameter("classifier.bias").data[0] = torch.inf
+    for cache in (None, str(tmp_path / "cache")):
+        with pytest.raises(FloatingPointError, match="BertFor.* gave answers that are not finite"):
+            fit(kd(teacher, teacher_cache=cache), max_steps=1)
+    assert not (tmp_path / "cache").exists()
+
+
+def test_a_named_teacher_has_one_fingerprint_until_it_is_loaded_again(tmp_path) -> None:
+    """4-bit weights are packed anew when they are first used: a second fit must not notice."""
+    module = kd(tiny.named_model(), teacher_cache=str(tmp_path))
+    fit(module, max_steps=1)
+    assert module.teacher is not None
+    module.teacher.module.get_parameter("classifier.bias").data += 1
+    fit(module, max_steps=2)
+    module.teach_with(tiny.named_model())
+    fit(module, max_steps=3)
+
+
+def test_bits_are_refused_where_they_would_be_ignored(tmp_path) -> None:
+    with pytest.raises(ValueError, match="teacher_bits=4 quantizes a teacher while it is read"):
+        kd(tiny.model(seed=1), teacher_bits=4)
+    with pytest.raises(ValueError, match=r"teacher_bits=8 .* one\.ckpt is a checkpoint"):
+        load_teacher(str(tmp_path / "one.ckpt"), TASK, 8)
+
+
+def test_a_checkpoint_is_the_student_and_its_optimizer_and_nothing_more(tmp_path) -> None:
+    """At a realistic size; the teacher has twice the layers, so that it would be seen."""
+    from transformers import BertConfig
+
+    from lightning_kd.models import load_model
+
+    wide = {"hidden_size": 128, "num_attention_heads": 2, "intermediate_size": 512}
+    student, teacher = (
+        load_model(BertConfig(vocab_size=8000, num_hidden_layers=layers, **wide), TASK)
+        for layers in (2, 4)
+    )
+    module = VanillaKD(student, TASK, teacher=teacher, teacher_cache=str(tmp_path / "cache"))
+    fit(module, max_steps=1, folder=tmp_path / "checkpoints")
+    (file,) = (tmp_path / "checkpoints").iterdir()
+    needed = 3 * sum(p.nbytes for p in student.parameters())  # and AdamW's two moments
+    ratio = file.stat().st_size / needed
+    print(f"checkpoint: {file.stat().st_size:,} bytes, {ratio:.4f} x student + optimizer")
+    assert 1 <= ratio <= 1.02
 
 
 def test_the_cache_of_another_teacher_is_refused(tmp_path) -> None:
