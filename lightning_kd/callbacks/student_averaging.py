@@ -119,6 +119,7 @@ class StudentAveraging(L.Callback):
                 "updates of an epoch"
             )
         self.target = target or ""
+        self._prefix = f"{target}." if target else ""
         self.start_fraction, self.start_after = start_fraction, start_after
         self.every, self.unit = every, unit
         self.weights, self.merge = weights, merge
@@ -260,7 +261,8 @@ class StudentAveraging(L.Callback):
         average, raw = self.mean.average, self.mean.raw
         holds: Weights = self.weights if self.mean.num else "raw"
         here, there = (average, raw) if holds == "average" else (raw, average)
-        require_finite({**there, **here}, self.updates)
+        for network in (here, there):
+            require_finite(network, self.updates)
         state = checkpoint["state_dict"]
         for name, first in self.mean.names_in(pl_module).items():  # of tied weights every name
             if name in state:
@@ -297,7 +299,3 @@ class StudentAveraging(L.Callback):
             self.rate.load_state_dict(written["rate"])
         elif self.weights == "average":
             mean.swap()
-
-    @property
-    def _prefix(self) -> str:
-        return f"{self.target}." if self.target else ""
