@@ -23,10 +23,10 @@ class AveragingRate:
 
     Args:
         mode: ``hold`` the rate of the last update before averaging (of the first one where there is
-            none before), which should be past the warm-up; the ``peak``: the highest rate so far, the optimizer's own included; the
-            ``value`` that is given; ``cyclic`` from ``lr`` down to ``lowest_lr`` in each period;
-            ``izmailov``: `izmailov_rate` from the first update on, from the optimizer's rate to
-            ``lr``; ``none`` leaves the rate to the scheduler.
+            none before): begin after the warm-up; ``peak``: the highest rate so far, the
+            optimizer's own included; ``value``: what is given; ``cyclic`` from ``lr`` down to
+            ``lowest_lr`` in each period; ``izmailov``: `izmailov_rate` from the first update on,
+            from the optimizer's rate to ``lr``; ``none`` leaves the rate to the scheduler.
         lr: For ``value``, ``cyclic`` and ``izmailov``; above 0.
         lowest_lr: For ``cyclic``, in [0, ``lr``].
         every: Length of a cycle in updates.

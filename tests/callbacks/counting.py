@@ -10,6 +10,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from lightning_kd.callbacks import StudentAveraging
 from lightning_kd.frozen import Frozen
 from tests import tiny
+from tests.conformance.matrix import weights
 
 
 class Counter(L.LightningModule):
@@ -96,3 +97,13 @@ def fit(
 def averaging(**settings: Any) -> StudentAveraging:
     """The callback, averaging from the first update on unless told otherwise."""
     return StudentAveraging(**{"start_fraction": 0.0, **settings})
+
+
+class Record(L.Callback):
+    """All of the module's weights after every batch."""
+
+    def __init__(self) -> None:
+        self.raw: list[dict[str, Tensor]] = []
+
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+        self.raw.append(weights(pl_module))

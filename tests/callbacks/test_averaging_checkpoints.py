@@ -14,7 +14,7 @@ from lightning_kd.checkpoint_io import AtomicCheckpointIO
 from lightning_kd.methods import AnnealingKD, VanillaKD
 from lightning_kd.phases import fit_phases
 from tests import tiny
-from tests.callbacks.counting import Counter, averaging
+from tests.callbacks.counting import Counter, Record, averaging
 from tests.callbacks.counting import fit as fit_counter
 from tests.conformance.matrix import TinyData, differing, fit, tensors_in, weights
 from tests.kill import ROOT
@@ -29,18 +29,8 @@ callbacks = [StudentAveraging(weights=sys.argv[2])] if sys.argv[2] != "none" els
 module = FineTuning(tiny.model(seed=9), tiny.TASKS["classification"])
 made = trainer(callbacks=callbacks)
 (metrics,) = made.validate(module, TinyData(module.task), ckpt_path=sys.argv[1], verbose=False)
-print(metrics["val/accuracy"], float(module.student.classifier.weight.double().sum()))
+print(metrics["val/accuracy"], module.student.classifier.weight.double().sum().item())
 """
-
-
-class Record(L.Callback):
-    """The student's raw weights and rate after every batch."""
-
-    def __init__(self) -> None:
-        self.raw: list[dict[str, torch.Tensor]] = []
-
-    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
-        self.raw.append(weights(pl_module))
 
 
 def settings(**more):
@@ -92,6 +82,7 @@ def written(tmp_path_factory):
     return trainer, module, folder, record, float(best.best_model_score)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kept", ["none", "average", "raw"])
 def test_this_process_and_another_evaluate_a_checkpoint_alike(written, kept) -> None:  # C8
     trainer, module, folder, _, best = written
@@ -108,7 +99,7 @@ def test_this_process_and_another_evaluate_a_checkpoint_alike(written, kept) -> 
     finally:
         callback.weights = "average"
     assert metrics["val/accuracy"] == pytest.approx(accuracy, abs=0)
-    assert float(module.student.classifier.weight.double().sum()) == total
+    assert module.student.classifier.weight.double().sum().item() == total
     if kept != "raw":
         assert accuracy == pytest.approx(best)
 
@@ -121,6 +112,7 @@ def test_the_two_networks_of_a_checkpoint_differ(written) -> None:
     assert len(same) < 3  # a gradient may be zero
 
 
+@pytest.mark.filterwarnings("ignore:Be aware that when using `ckpt_path`")
 def test_saved_after_the_training_it_is_the_average_and_goes_on_from_the_raw(written) -> None:
     _, _, folder, record, _ = written
     path = folder / "end.ckpt"
