@@ -7,6 +7,13 @@ from lightning_kd.functional.annealing import (
     quantile_margin,
     smoothing_factor,
 )
+from lightning_kd.functional.averaging import (
+    averaging_start,
+    cyclic_rate,
+    is_snapshot,
+    izmailov_rate,
+    running_mean_,
+)
 from lightning_kd.functional.dynamic_lora import (
     LORA_SCALINGS,
     dynamic_lora,
@@ -46,10 +53,12 @@ from lightning_kd.functional.spans import best_spans
 __all__ = [
     "LORA_SCALINGS",
     "annealed_logit_mse",
+    "averaging_start",
     "best_spans",
     "blended_loss",
     "centered",
     "confidence",
+    "cyclic_rate",
     "draw_noisy_labels",
     "dynamic_lora",
     "dynamic_lora_sweep",
@@ -58,6 +67,8 @@ __all__ = [
     "gold_entropy",
     "gold_target",
     "hinge",
+    "is_snapshot",
+    "izmailov_rate",
     "kd_loss",
     "keep_rate",
     "label_gap",
@@ -71,6 +82,7 @@ __all__ = [
     "quantile_margin",
     "relabel",
     "robust_loss",
+    "running_mean_",
     "sce_loss",
     "small_loss",
     "smoothing_factor",

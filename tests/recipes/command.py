@@ -29,6 +29,8 @@ RECIPES = {
     "lora_glue": "LoRA",
     "noisy_label_kd_glue": "NoisyLabelKD",
     "vanilla_kd_cifar": "VanillaKD",
+    "swa_glue": "FineTuning",
+    "swa_squad": "FineTuning",
     "vanilla_kd_glue": "VanillaKD",
 }
 """The method of each recipe; `tests/meta/test_recipes.py` checks that none is missing."""
