@@ -8,7 +8,7 @@ from typing import Any, Literal
 from torch import nn
 
 from lightning_kd.nn.surgery import keep_layers
-from lightning_kd.tasks import Classification, Task
+from lightning_kd.tasks import Classification, MultipleChoice, Task
 
 
 def load_model(name_or_path: str | Any, task: Task, *, pretrained: bool = True) -> nn.Module:
@@ -144,6 +144,8 @@ def quiet() -> Iterator[None]:
 
 
 def _head_settings(task: Task) -> dict[str, Any]:
+    if isinstance(task, MultipleChoice):  # one score for each choice, however many there are
+        return {}
     settings: dict[str, Any] = {"num_labels": task.num_labels}
     if isinstance(task, Classification):
         settings["id2label"] = dict(enumerate(task.labels))

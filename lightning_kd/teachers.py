@@ -7,9 +7,9 @@ import torch
 from torch import nn
 
 from lightning_kd.models import check_local, quiet, unreachable, with_padding
-from lightning_kd.tasks import Classification, Task
+from lightning_kd.tasks import Classification, MultipleChoice, SpanQA, Task
 
-__all__ = ["check_vocabulary", "load_teacher"]
+__all__ = ["check_labels", "check_vocabulary", "load_teacher"]
 
 
 def load_teacher(name_or_path: str, task: Task, bits: Literal[4, 8] | None = None) -> nn.Module:
@@ -37,7 +37,7 @@ def load_teacher(name_or_path: str, task: Task, bits: Literal[4, 8] | None = Non
         settings["quantization_config"] = _quantization(bits)
     try:
         config = transformers.AutoConfig.from_pretrained(name)
-        _check_labels(name_or_path, config, task)
+        check_labels(name_or_path, config, task)
         with quiet():
             model, report = getattr(transformers, task.auto_class).from_pretrained(
                 name, output_loading_info=True, ignore_mismatched_sizes=True, **settings
@@ -50,6 +50,7 @@ def load_teacher(name_or_path: str, task: Task, bits: Literal[4, 8] | None = Non
             f"the teacher {name_or_path} has no trained weights for {lost[:4]}; give one that was "
             f"fine-tuned on {task.name}, or fine-tune it first (--teacher.epochs 3)"
         )
+    _check_head(name_or_path, config, task)
     return with_padding(model, name_or_path)
 
 
@@ -72,23 +73,48 @@ def _student_of(checkpoint: str, task: Task) -> nn.Module:
     return student
 
 
-def _check_labels(name: str, config: Any, task: Task) -> None:
-    """Raise where the teacher's classes are named, and are not the task's in the same order."""
-    if config.num_labels != task.num_labels and isinstance(task, Classification):
-        theirs = [config.id2label[i] for i in range(config.num_labels)]
-        raise ValueError(
-            f"the teacher {name} answers with {config.num_labels} labels ({', '.join(theirs)}), "
-            f"{task.name} has {task.num_labels} ({', '.join(task.labels)}); give a teacher of "
-            "this task"
-        )
-    if not isinstance(task, Classification):
+def check_labels(name: str, config: Any, task: Task) -> None:
+    """Raise where a teacher's answers are not the task's: in number, names or order.
+
+    Classes without names (``LABEL_0``) are taken in their order; choices have none at all.
+
+    Args:
+        name: The teacher's.
+        config: Its transformers configuration.
+        task: The student's.
+
+    Raises:
+        ValueError: The labels differ; the message has both.
+    """
+    if isinstance(task, MultipleChoice):
         return
-    theirs = [str(config.id2label[i]) for i in range(task.num_labels)]
+    theirs = [str(config.id2label[i]) for i in range(config.num_labels)]
+    ours = ["start", "end"] if isinstance(task, SpanQA) else ["a number"] * task.num_labels
+    if isinstance(task, Classification):
+        ours = list(task.labels)
+    if len(theirs) != task.num_labels:
+        raise ValueError(
+            f"the teacher {name} answers with {len(theirs)} labels ({', '.join(theirs)}), "
+            f"{task.name} has {task.num_labels} ({', '.join(ours)}); give a teacher of this task"
+        )
     unnamed = [f"LABEL_{i}" for i in range(task.num_labels)]
-    if theirs != unnamed and [x.lower() for x in theirs] != [x.lower() for x in task.labels]:
+    if not isinstance(task, Classification) or theirs == unnamed:
+        return
+    if [x.lower() for x in theirs] != [x.lower() for x in ours]:
         raise ValueError(
             f"the teacher {name} has the labels {', '.join(theirs)}, the student's are "
-            f"{', '.join(task.labels)}, in this order; give a teacher with the same"
+            f"{', '.join(ours)}, in this order; give a teacher with the same"
+        )
+
+
+def _check_head(name: str, config: Any, task: Task) -> None:
+    """Raise where a head of another kind has the same shape: one number is also one choice's."""
+    wanted = task.auto_class.removeprefix("AutoModel")
+    others = [a for a in config.architectures or [] if "For" in a and not a.endswith(wanted)]
+    if others:
+        raise ValueError(
+            f"the teacher {name} is a {others[0]}, {task.name} needs one {wanted}; give a teacher "
+            "of this task"
         )
 
 

@@ -5,7 +5,6 @@ conformance matrix fails on what is missing.
 """
 
 import atexit
-import json
 import shutil
 import tempfile
 from collections.abc import Callable
@@ -31,13 +30,19 @@ from lightning_kd.methods import (
 )
 from lightning_kd.models import load_model
 from lightning_kd.paper_schedules import StepPsi
-from lightning_kd.tasks import Classification, Regression, SpanQA, Task
+from lightning_kd.tasks import Classification, MultipleChoice, Regression, SpanQA, Task
+from tests import tiny_data
+from tests.tiny_data import VOCABULARY, choice_batch, spans
 
 Made = TypeVar("Made", bound=nn.Module)
 
-VOCABULARY = 40
-WORDS = [f"w{i}" for i in range(VOCABULARY - 5)]
+WORDS = tiny_data.WORDS
+hellaswag_folder = tiny_data.hellaswag_folder
+squad_folder = tiny_data.squad_folder
+sst2_folder = tiny_data.sst2_folder
+
 TASKS: dict[str, Task] = {
+    "choice": MultipleChoice("hellaswag", 4),
     "classification": Classification("sst2", ("negative", "positive")),
     "regression": Regression("stsb", 0.0, 5.0),
     "spans": SpanQA("squad"),
@@ -81,6 +86,8 @@ def model(kind: str = "bert", task: Task = TASKS["classification"], seed: int = 
 
 def batch(size: int = 4, task: Task = TASKS["classification"], seed: int = 0) -> dict[str, Tensor]:
     """Right-padded random tokens of unequal lengths, with labels and idx."""
+    if isinstance(task, MultipleChoice):
+        return choice_batch(size, task.num_labels, seed)
     generator = torch.Generator().manual_seed(seed)
     lengths = torch.randint(3, 9, (size,), generator=generator)
     mask = (torch.arange(8) < lengths[:, None]).long()
@@ -100,14 +107,6 @@ def batch(size: int = 4, task: Task = TASKS["classification"], seed: int = 0) ->
     if isinstance(task, SpanQA):  # token 1 is the question
         made["answer_mask"] = mask.bool() & (torch.arange(8) != 1)
     return made
-
-
-def spans(lengths: Tensor, generator: torch.Generator) -> Tensor:
-    """First and last token in ``2..length-1`` for each length, about every fourth twice 0."""
-    draws = torch.rand(len(lengths), 2, generator=generator).sort(1).values
-    places = 2 + (draws * (lengths[:, None] - 2)).long()
-    kept = torch.rand(len(lengths), generator=generator) > 0.25
-    return places * kept[:, None]
 
 
 def loader(
@@ -144,58 +143,6 @@ def named_model() -> str:
     folder = Path(tempfile.mkdtemp(prefix="lightning-kd-tiny-"))
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
     return str(model_folder(folder, seed=5))
-
-
-def sst2_folder(folder: Path, train: int = 32, dev: int = 12, test: int = 8) -> Path:
-    """SST-2 as published (with labels in test.tsv): the first word decides the label."""
-    generator = torch.Generator().manual_seed(0)
-    target = folder / "SST-2"
-    target.mkdir(parents=True, exist_ok=True)
-    for name, count in (("train", train), ("dev", dev), ("test", test)):
-        rows = ["sentence\tlabel"]
-        for _ in range(count):
-            words = torch.randint(
-                len(WORDS), (int(torch.randint(2, 8, (1,), generator=generator)),)
-            )
-            words = torch.randint(len(WORDS), words.shape, generator=generator)
-            rows.append(" ".join(WORDS[w] for w in words) + f"\t{int(words[0]) % 2}")
-        (target / f"{name}.tsv").write_text("\n".join(rows) + "\n")
-    return folder
-
-
-def squad_folder(folder: Path, train: int = 6, dev: int = 3) -> Path:
-    """SQuAD 1.1 and 2.0 as published: articles of two passages with two questions each.
-
-    A question asks for the words after one that its passage has once; in 2.0 every second one asks
-    for a word that is not there.
-    """
-    folder.mkdir(parents=True, exist_ok=True)
-    for version in ("v1.1", "v2.0"):
-        for name, count, first in (("train", train, 0), ("dev", dev, 1000)):
-            data = [_article(first + i, unanswerable=version == "v2.0") for i in range(count)]
-            content = json.dumps({"version": version, "data": data})
-            (folder / f"{name}-{version}.json").write_text(content)
-    return folder
-
-
-def _article(number: int, *, unanswerable: bool) -> dict[str, Any]:
-    generator = torch.Generator().manual_seed(number)
-    paragraphs = []
-    for p in range(2):
-        words = [WORDS[w] for w in torch.randperm(len(WORDS) - 5, generator=generator)[:20]]
-        entries = []
-        for q, place in enumerate(torch.randint(1, 17, (2,), generator=generator).tolist()):
-            nowhere = unanswerable and q == 1
-            text = " ".join(words[place : place + 2])
-            start = len(" ".join(words[:place])) + 1
-            entry = {
-                "id": f"{number}-{p}-{q}",
-                "question": WORDS[-1 - p] if nowhere else words[place - 1],
-                "answers": [] if nowhere else [{"text": text, "answer_start": start}],
-            }
-            entries.append(entry | ({"is_impossible": nowhere} if unanswerable else {}))
-        paragraphs.append({"context": " ".join(words), "qas": entries})
-    return {"title": f"Article {number}", "paragraphs": paragraphs}
 
 
 def taught(task: str | Task, sure: bool = False) -> dict[str, Any]:

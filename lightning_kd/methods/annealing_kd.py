@@ -79,7 +79,7 @@ class AnnealingKD(DistillationModule):
         title="Annealing Knowledge Distillation",
         venue="EACL 2021",
         arxiv="2104.07163",
-        tasks="GLUE",
+        tasks="GLUE, SQuAD",
         recipe="annealing_kd_glue",
         result="GLUE dev average 84.56, DistilRoBERTa (as reported by Continuation-KD)",
     )

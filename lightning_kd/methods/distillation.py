@@ -12,7 +12,7 @@ from lightning_kd.frozen import Frozen
 from lightning_kd.methods.base import Batch, TaskModule
 from lightning_kd.tasks import Prediction, Task
 from lightning_kd.teacher_cache import TeacherCache, open_cache
-from lightning_kd.teachers import check_vocabulary, load_teacher
+from lightning_kd.teachers import check_labels, check_vocabulary, load_teacher
 
 
 class DistillationModule(TaskModule, ABC):
@@ -49,6 +49,8 @@ class DistillationModule(TaskModule, ABC):
         self.teacher: Frozen | None = None
         if isinstance(teacher, nn.Module):
             self.teacher_name, self.teacher = type(teacher).__name__, Frozen(teacher)
+            if hasattr(getattr(teacher, "config", None), "id2label"):  # of transformers
+                check_labels(self.teacher_name, teacher.config, self.task)
         else:
             self.teach_with(teacher)
         self.teacher_cache = teacher_cache
