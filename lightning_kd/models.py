@@ -10,7 +10,7 @@ from torch import nn
 
 from lightning_kd.nn.resnet import CifarResNet, depth_of, is_resnet_folder
 from lightning_kd.nn.surgery import keep_layers
-from lightning_kd.tasks import Classification, Image, Task
+from lightning_kd.tasks import Classification, Image, MultipleChoice, Task
 
 
 def load_model(name_or_path: str | Any, task: Task, *, pretrained: bool = True) -> nn.Module:
@@ -193,6 +193,8 @@ def quiet() -> Iterator[None]:
 
 
 def _head_settings(task: Task) -> dict[str, Any]:
+    if isinstance(task, MultipleChoice):  # one score for each choice, however many there are
+        return {}
     settings: dict[str, Any] = {"num_labels": task.num_labels}
     if isinstance(task, Classification):
         settings["id2label"] = dict(enumerate(task.labels))

@@ -16,9 +16,9 @@ from lightning_kd.models import (
     with_padding,
 )
 from lightning_kd.nn.resnet import depth_of, is_resnet_folder
-from lightning_kd.tasks import Classification, Image, Task
+from lightning_kd.tasks import Classification, Image, MultipleChoice, SpanQA, Task
 
-__all__ = ["check_embeddings", "check_vocabulary", "load_teacher"]
+__all__ = ["check_embeddings", "check_labels", "check_vocabulary", "load_teacher"]
 
 
 def load_teacher(name_or_path: str, task: Task, bits: Literal[4, 8] | None = None) -> nn.Module:
@@ -54,7 +54,7 @@ def load_teacher(name_or_path: str, task: Task, bits: Literal[4, 8] | None = Non
     head = getattr(transformers, task.auto_class)
     try:
         config = transformers.AutoConfig.from_pretrained(name)
-        _check_labels(name_or_path, config, task)
+        check_labels(name_or_path, config, task)
         if bits is not None:
             with torch.device("meta"):
                 heads = head_modules(head.from_config(config))
@@ -71,6 +71,7 @@ def load_teacher(name_or_path: str, task: Task, bits: Literal[4, 8] | None = Non
             f"the teacher {name_or_path} has no trained weights for {lost[:4]}; give one that was "
             f"fine-tuned on {task.name}, or fine-tune it first (--teacher.epochs 3)"
         )
+    _check_head(name_or_path, config, task)
     return with_padding(model, name_or_path)
 
 
@@ -87,7 +88,7 @@ def _resnet(name_or_path: str, task: Image, bits: int | None) -> nn.Module | Non
     if bits is not None:
         raise ValueError(f"a ResNet has no {bits}-bit form; leave teacher_bits out")
     network = read_resnet(folder, task)
-    _check_labels(name_or_path, network.config, task)
+    check_labels(name_or_path, network.config, task)
     return network
 
 
@@ -115,23 +116,48 @@ def _student_of(checkpoint: str, task: Task) -> nn.Module:
     return student
 
 
-def _check_labels(name: str, config: Any, task: Task) -> None:
-    """Raise where the teacher's classes are named, and are not the task's in the same order."""
-    if config.num_labels != task.num_labels and isinstance(task, Classification):
-        theirs = [config.id2label[i] for i in range(config.num_labels)]
-        raise ValueError(
-            f"the teacher {name} answers with {config.num_labels} labels ({', '.join(theirs)}), "
-            f"{task.name} has {task.num_labels} ({', '.join(task.labels)}); give a teacher of "
-            "this task"
-        )
-    if not isinstance(task, Classification):
+def check_labels(name: str, config: Any, task: Task) -> None:
+    """Raise where a teacher's answers are not the task's: in number, names or order.
+
+    Classes without names (``LABEL_0``) are taken in their order; choices have none at all.
+
+    Args:
+        name: The teacher's.
+        config: Its transformers configuration.
+        task: The student's.
+
+    Raises:
+        ValueError: The labels differ; the message has both.
+    """
+    if isinstance(task, MultipleChoice):
         return
-    theirs = [str(config.id2label[i]) for i in range(task.num_labels)]
+    theirs = [str(config.id2label[i]) for i in range(config.num_labels)]
+    ours = ["start", "end"] if isinstance(task, SpanQA) else ["a number"] * task.num_labels
+    if isinstance(task, Classification):
+        ours = list(task.labels)
+    if len(theirs) != task.num_labels:
+        raise ValueError(
+            f"the teacher {name} answers with {len(theirs)} labels ({', '.join(theirs)}), "
+            f"{task.name} has {task.num_labels} ({', '.join(ours)}); give a teacher of this task"
+        )
     unnamed = [f"LABEL_{i}" for i in range(task.num_labels)]
-    if theirs != unnamed and [x.lower() for x in theirs] != [x.lower() for x in task.labels]:
+    if not isinstance(task, Classification) or theirs == unnamed:
+        return
+    if [x.lower() for x in theirs] != [x.lower() for x in ours]:
         raise ValueError(
             f"the teacher {name} has the labels {', '.join(theirs)}, the student's are "
-            f"{', '.join(task.labels)}, in this order; give a teacher with the same"
+            f"{', '.join(ours)}, in this order; give a teacher with the same"
+        )
+
+
+def _check_head(name: str, config: Any, task: Task) -> None:
+    """Raise where a head of another kind has the same shape: one number is also one choice's."""
+    wanted = task.auto_class.removeprefix("AutoModel")
+    others = [a for a in config.architectures or [] if "For" in a and not a.endswith(wanted)]
+    if others:
+        raise ValueError(
+            f"the teacher {name} is a {others[0]}, {task.name} needs one {wanted}; give a teacher "
+            "of this task"
         )
 
 

@@ -38,6 +38,7 @@ from tests.tiny_data import (
     WORDS,
     batch,
     digits_folder,
+    hellaswag_folder,
     loader,
     spans,
     squad_folder,
@@ -46,8 +47,8 @@ from tests.tiny_data import (
 )
 
 __all__ = [  # of tests/tiny_data.py, where a test may as well find them here
-    "TASKS", "VOCABULARY", "WORDS", "batch", "digits_folder", "loader", "spans", "squad_folder",
-    "sst2_folder", "tokenizer_folder",
+    "TASKS", "VOCABULARY", "WORDS", "batch", "digits_folder", "hellaswag_folder", "loader", "spans",
+    "squad_folder", "sst2_folder", "tokenizer_folder",
 ]  # fmt: skip
 
 Made = TypeVar("Made", bound=nn.Module)

@@ -11,11 +11,12 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from lightning_kd.tasks import Classification, Image, Regression, SpanQA, Task
+from lightning_kd.tasks import Classification, Image, MultipleChoice, Regression, SpanQA, Task
 
 VOCABULARY = 40
 WORDS = [f"w{i}" for i in range(VOCABULARY - 5)]
 TASKS: dict[str, Task] = {
+    "choice": MultipleChoice("hellaswag", 4),
     "classification": Classification("sst2", ("negative", "positive")),
     "images": Image("digits", [str(digit) for digit in range(10)], num_channels=1),
     "regression": Regression("stsb", 0.0, 5.0),
@@ -32,6 +33,8 @@ def batch(size: int = 4, task: Task = TASKS["classification"], seed: int = 0) ->
             "labels": torch.randint(task.num_labels, (size,), generator=generator),
             "idx": torch.arange(size),
         }
+    if isinstance(task, MultipleChoice):
+        return choice_batch(size, task.num_labels, seed)
     lengths = torch.randint(3, 9, (size,), generator=generator)
     mask = (torch.arange(8) < lengths[:, None]).long()
     tokens = torch.randint(5, VOCABULARY, (size, 8), generator=generator)
@@ -50,6 +53,20 @@ def batch(size: int = 4, task: Task = TASKS["classification"], seed: int = 0) ->
     if isinstance(task, SpanQA):  # token 1 is the question
         made["answer_mask"] = mask.bool() & (torch.arange(8) != 1)
     return made
+
+
+def choice_batch(size: int, choices: int, seed: int = 0) -> dict[str, Tensor]:
+    """Right-padded random tokens ``[b, k, l]`` of unequal lengths, with labels and idx."""
+    generator = torch.Generator().manual_seed(seed)
+    lengths = torch.randint(3, 9, (size, choices, 1), generator=generator)
+    mask = (torch.arange(8) < lengths).long()
+    tokens = torch.randint(5, VOCABULARY, (size, choices, 8), generator=generator)
+    return {
+        "input_ids": tokens * mask,
+        "attention_mask": mask,
+        "labels": torch.randint(choices, (size,), generator=generator),
+        "idx": torch.arange(size),
+    }
 
 
 def spans(lengths: Tensor, generator: torch.Generator) -> Tensor:
@@ -190,3 +207,37 @@ def cifar10_folder(folder: Path, per_file: int = 10) -> Path:
         pixels, labels = cifar_images(per_file, first=k)
         (folder / name).write_bytes(python_2_batch(pixels, labels.tolist()))
     return folder
+
+
+def hellaswag_folder(folder: Path, train: int = 16, dev: int = 8, test: int = 4) -> Path:
+    """HellaSwag as published: the right ending begins with the word that its context begins with.
+
+    Two examples in a row are of one source; those with an even number have a sentence begun.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, count, first in (("train", train, 0), ("val", dev, 1000), ("test", test, 2000)):
+        rows = [_ending(first + i, labelled=name != "test") for i in range(count)]
+        text = "".join(json.dumps(row) + "\n" for row in rows)
+        (folder / f"hellaswag_{name}.jsonl").write_text(text)
+    return folder
+
+
+def _ending(number: int, *, labelled: bool) -> dict[str, Any]:
+    generator = torch.Generator().manual_seed(number)
+    picks = [WORDS[w] for w in torch.randperm(len(WORDS), generator=generator)]
+    right = int(torch.randint(4, (1,), generator=generator))
+    size = int(torch.randint(1, 4, (1,), generator=generator))
+    endings = [" ".join(picks[5 + 3 * i : 5 + 3 * i + size]) for i in range(4)]
+    endings[right] = f"{picks[0]} {endings[right]}"
+    begun = picks[4] if number % 2 == 0 else ""
+    context = " ".join(picks[:4])
+    row = {
+        "ind": number,
+        "activity_label": "Talking",
+        "ctx_a": context,
+        "ctx_b": begun,
+        "ctx": f"{context} {begun}".strip(),
+        "endings": endings,
+        "source_id": f"tiny~{number // 2}",
+    }
+    return row | ({"label": right} if labelled else {})

@@ -27,7 +27,7 @@ FORMAT_VERSION = 1
 
 Row = dict[str, Any]
 _LISTS = ("input_ids", "token_type_ids", "answer_mask", "char_begin", "char_end")
-_SCALARS = ("idx", "labels", "question")
+_SCALARS = ("idx", "labels", "question", "choice_lengths")
 
 
 class Encoded(TorchDataset[Any]):
@@ -79,7 +79,9 @@ class Encoded(TorchDataset[Any]):
         total = hashlib.sha256()
         for name, values in sorted({**self._flat, "offsets": self._offsets}.items()):
             total.update(name.encode() + np.ascontiguousarray(values).tobytes())
-        total.update(np.ascontiguousarray(self._scalars["idx"]).tobytes())
+        for name in ("idx", "choice_lengths"):
+            if name in self._scalars:
+                total.update(np.ascontiguousarray(self._scalars[name]).tobytes())
         return total.hexdigest()
 
     def row_keys(self) -> int | np.ndarray:

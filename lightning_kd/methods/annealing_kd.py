@@ -79,7 +79,7 @@ class AnnealingKD(DistillationModule):
         title="Annealing Knowledge Distillation",
         venue="EACL 2021",
         arxiv="2104.07163",
-        tasks="GLUE, CIFAR",
+        tasks="GLUE, SQuAD, CIFAR",
         recipe="annealing_kd_glue",
         result="GLUE dev average 84.56, DistilRoBERTa; CIFAR-10 89.44, ResNet-8 (as reported by "
         "Continuation-KD)",

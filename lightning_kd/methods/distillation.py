@@ -13,7 +13,7 @@ from lightning_kd.frozen import Frozen
 from lightning_kd.methods.base import Batch, TaskModule
 from lightning_kd.tasks import Prediction, Task
 from lightning_kd.teacher_cache import TeacherCache, open_cache
-from lightning_kd.teachers import check_embeddings, check_vocabulary, load_teacher
+from lightning_kd.teachers import check_embeddings, check_labels, check_vocabulary, load_teacher
 
 
 class DistillationModule(TaskModule, ABC):
@@ -59,6 +59,8 @@ class DistillationModule(TaskModule, ABC):
                     "name instead of a module, or leave teacher_bits out"
                 )
             self.teacher_name, self.teacher = type(teacher).__name__, Frozen(teacher)
+            if hasattr(getattr(teacher, "config", None), "id2label"):  # of transformers
+                check_labels(self.teacher_name, teacher.config, self.task)
         else:
             self.teach_with(teacher)
         self.teacher_cache = teacher_cache

@@ -12,7 +12,7 @@ import yaml  # type: ignore[import-untyped]
 
 from lightning_kd import methods
 from lightning_kd.cli import RecipeCLI, run
-from lightning_kd.data import CIFAR, GLUE, BenchmarkDataModule, SQuAD
+from lightning_kd.data import CIFAR, GLUE, BenchmarkDataModule, HellaSwag, SQuAD
 from tests import tiny
 from tests.kill import ROOT
 
@@ -20,23 +20,28 @@ RECIPES = {
     "annealing_kd_cifar": "AnnealingKD",
     "annealing_kd_glue": "AnnealingKD",
     "continuation_kd_cifar": "ContinuationKD",
+    "annealing_kd_squad": "AnnealingKD",
     "continuation_kd_glue": "ContinuationKD",
     "dylora_glue": "DyLoRA",
     "fine_tuning_cifar": "FineTuning",
     "fine_tuning_glue": "FineTuning",
-    "label_regularization_glue": "LabelRegularization",
+    "fine_tuning_hellaswag": "FineTuning",
     "fine_tuning_squad": "FineTuning",
+    "label_regularization_glue": "LabelRegularization",
     "lora_glue": "LoRA",
     "noisy_label_kd_glue": "NoisyLabelKD",
     "vanilla_kd_cifar": "VanillaKD",
     "swa_glue": "FineTuning",
     "swa_squad": "FineTuning",
     "vanilla_kd_glue": "VanillaKD",
+    "vanilla_kd_hellaswag": "VanillaKD",
+    "vanilla_kd_squad": "VanillaKD",
 }
 """The method of each recipe; `tests/meta/test_recipes.py` checks that none is missing."""
 BENCHMARKS: dict[str, type[BenchmarkDataModule]] = {
     "cifar": CIFAR,
     "glue": GLUE,
+    "hellaswag": HellaSwag,
     "squad": SQuAD,
 }
 """The data of each recipe, by the end of its name."""

@@ -186,7 +186,7 @@ def test_a_loss_that_is_not_finite_names_step_and_term_and_keeps_the_last_checkp
 
     monkeypatch.setattr(VanillaKD, "objective", breaks)
     stopped = Site(tmp_path, site.model, site.data)
-    message = refusal(capsys, lambda: stopped.fit("vanilla_kd_glue", **{"save_every_n_steps": 1}))
+    message = refusal(capsys, lambda: stopped.fit("vanilla_kd_glue", save_every_n_steps=1))
     assert "the term soft became inf at step 3; the last checkpoint is kept" in message
     (run_dir,) = stopped.runs()
     kept = torch.load(run_dir / "checkpoints/last.ckpt", weights_only=True)
