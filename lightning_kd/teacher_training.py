@@ -50,9 +50,8 @@ def train_teacher(
     """
     if not student.teacher_name:
         raise ValueError("teacher.epochs trains model.teacher, which this run has not; leave it 0")
-    exported = folder / "export" / "model"
     if (folder / "report" / "summary.json").exists():  # written when the export is whole
-        student.teach_with(str(exported))
+        student.learn_from_trained(folder)
         return
     module = FineTuning(
         student.teacher_name,
@@ -63,6 +62,8 @@ def train_teacher(
         lr_schedule=student.lr_schedule,
     )
     trainer = trainer_for(module)
+    watchers = student.watch_teacher(folder, trainer.max_epochs or 0)
+    vars(trainer)["callbacks"][:0] = watchers  # what writes checkpoints comes last
     if trainer.is_global_zero:
         print(f"first the teacher: {student.teacher_name}, {trainer.max_epochs} epoch(s)")  # noqa: T201
     start, last = perf_counter(), folder / "checkpoints" / "last.ckpt"
@@ -73,4 +74,4 @@ def train_teacher(
         outcome.evaluate("test")
     outcome.finish(perf_counter() - start, [], None, export=True)
     trainer.strategy.barrier()
-    student.teach_with(str(exported))
+    student.learn_from_trained(folder)

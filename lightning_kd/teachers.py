@@ -9,7 +9,7 @@ from torch import nn
 from lightning_kd.models import check_local, quiet, unreachable, with_padding
 from lightning_kd.tasks import Classification, Task
 
-__all__ = ["check_vocabulary", "load_teacher"]
+__all__ = ["check_vocabulary", "load_teacher", "make_network"]
 
 
 def load_teacher(name_or_path: str, task: Task, bits: Literal[4, 8] | None = None) -> nn.Module:
@@ -51,6 +51,26 @@ def load_teacher(name_or_path: str, task: Task, bits: Literal[4, 8] | None = Non
             f"fine-tuned on {task.name}, or fine-tune it first (--teacher.epochs 3)"
         )
     return with_padding(model, name_or_path)
+
+
+def make_network(folder: Path, task: Task) -> nn.Module:
+    """The network of a folder with a ``config.json``, without its weights: they are to be loaded.
+
+    Raises:
+        ValueError: There is none that transformers knows, or it is of other labels.
+    """
+    import transformers
+
+    try:
+        config = transformers.AutoConfig.from_pretrained(str(folder))
+    except OSError as error:
+        raise ValueError(
+            f"{folder} has no config.json to build the teacher from; give the teacher as a module"
+        ) from error
+    _check_labels(str(folder), config, task)
+    with quiet(), torch.random.fork_rng():
+        network: nn.Module = getattr(transformers, task.auto_class).from_config(config)
+    return with_padding(network, str(folder))
 
 
 def _student_of(checkpoint: str, task: Task) -> nn.Module:

@@ -2,5 +2,6 @@
 
 from lightning_kd.callbacks.anneal import Anneal
 from lightning_kd.callbacks.size_sampler import SizeSampler, size_probabilities
+from lightning_kd.callbacks.trajectory_recorder import TrajectoryRecorder
 
-__all__ = ["Anneal", "SizeSampler", "size_probabilities"]
+__all__ = ["Anneal", "SizeSampler", "TrajectoryRecorder", "size_probabilities"]

@@ -4,6 +4,7 @@ from abc import ABC
 from pathlib import Path
 from typing import Any, Literal
 
+import lightning as L
 import torch
 from torch import nn
 from typing_extensions import override
@@ -59,6 +60,11 @@ class DistillationModule(TaskModule, ABC):
         """Whether a training asks the teacher; one that nobody asks is not loaded."""
         return True
 
+    @property
+    def trains_teacher(self) -> bool:
+        """Whether ``teacher.epochs`` has something to train."""
+        return self.asks_teacher
+
     def teach(self, batch: Batch) -> Prediction:
         """The teacher's answer to a batch, without a graph; from the cache where it is there."""
         if self.cache is not None and (found := self.cache.find(batch)) is not None:
@@ -79,6 +85,15 @@ class DistillationModule(TaskModule, ABC):
         self.teacher_name, self.teacher = name, None
         self.hparams["teacher"] = name
 
+    def watch_teacher(self, folder: Path, epochs: int) -> list[L.Callback]:
+        """Callbacks for the training of this student's teacher, of so many epochs in ``folder``."""
+        del folder, epochs  # a method may want more of a teacher than its last weights
+        return []
+
+    def learn_from_trained(self, folder: Path) -> None:
+        """Take the teacher whose training in ``folder`` has ended."""
+        self.teach_with(str(folder / "export" / "model"))
+
     def load_teacher(self) -> None:
         """Load the teacher that was given by name, unless it is there."""
         if self.teacher is None:
@@ -93,12 +108,17 @@ class DistillationModule(TaskModule, ABC):
         if self.teacher is None and tokenizer is not None:
             check_vocabulary(self.teacher_name, tokenizer)
         self.load_teacher()
-        if self.teacher_cache is not None and self.teacher is not None:
-            root = Path(self.trainer.default_root_dir)
-            folder = root / "teacher_cache" if self.teacher_cache == "run" else self.teacher_cache
-            self.cache = open_cache(
-                Path(folder), self.teacher.module, self.trainer, ragged=self.task.ragged
-            )
+        self.find_cache()
+
+    def find_cache(self, part: str = "") -> None:
+        """Take the answers of the teacher as it is, in the folder ``part`` of ``teacher_cache``."""
+        if self.teacher_cache is None or self.teacher is None:
+            return
+        root = Path(self.trainer.default_root_dir)
+        folder = root / "teacher_cache" if self.teacher_cache == "run" else Path(self.teacher_cache)
+        self.cache = open_cache(
+            folder / part, self.teacher.module, self.trainer, ragged=self.task.ragged
+        )
 
 
 __all__ = ["DistillationModule"]

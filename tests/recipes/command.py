@@ -25,6 +25,8 @@ RECIPES = {
     "fine_tuning_squad": "FineTuning",
     "lora_glue": "LoRA",
     "noisy_label_kd_glue": "NoisyLabelKD",
+    "pro_kd_glue": "ProKD",
+    "pro_kd_squad": "ProKD",
     "vanilla_kd_glue": "VanillaKD",
 }
 """The method of each recipe; `tests/meta/test_recipes.py` checks that none is missing."""
