@@ -255,9 +255,7 @@ class TeacherTrajectory:
             return
         if [name.lower() for name in labels] != [name.lower() for name in self.labels]:
             ours = (
-                f"student's are {', '.join(labels)}, in this order"
-                if labels
-                else "student has none"
+                f"student's are {', '.join(labels)}, in this order" if labels else "task has none"
             )
             raise ValueError(
                 f"the trajectory {self.folder} has the labels {', '.join(self.labels)}, the "
