@@ -196,7 +196,7 @@ class RecipeCLI(LightningCLI):
     def _train_teacher(self, model: DistillationModule, data: BenchmarkDataModule) -> None:
         folder = self.run_dir / "teacher"
         settings: TeacherTraining = self._get(self.config_init, "teacher")
-        if settings.epochs == 0 or not model.asks_teacher:
+        if settings.epochs == 0 or not model.trains_teacher:
             return
 
         def trainer_for(module: TaskModule) -> L.Trainer:

@@ -55,9 +55,8 @@ def train_teacher(
     """
     if not student.teacher_name:
         raise ValueError("teacher.epochs trains model.teacher, which this run has not; leave it 0")
-    exported = folder / "export" / "model"
     if (folder / "report" / "summary.json").exists():  # written when the export is whole
-        student.teach_with(str(exported))
+        student.learn_from_trained(folder)
         return
     # Fine-tuned on the student's tokens it would be exported with them, and pass later checks.
     check_vocabulary(student.teacher_name, datamodule.tokenizer)
@@ -71,6 +70,8 @@ def train_teacher(
         optimizer=_at(student.optimizer_factory, learning_rate),
     )
     trainer = trainer_for(module)
+    watchers = student.watch_teacher(folder, trainer.max_epochs or 0)
+    vars(trainer)["callbacks"][:0] = watchers  # what writes checkpoints comes last
     if trainer.is_global_zero:
         print(f"first the teacher: {student.teacher_name}, {trainer.max_epochs} epoch(s)")  # noqa: T201
     start, last = perf_counter(), folder / "checkpoints" / "last.ckpt"
@@ -81,7 +82,7 @@ def train_teacher(
         outcome.evaluate("test")
     outcome.finish(perf_counter() - start, [], None, export=True)
     trainer.strategy.barrier()
-    student.teach_with(str(exported))
+    student.learn_from_trained(folder)
 
 
 def _at(make: OptimizerCallable | None, learning_rate: float) -> OptimizerCallable | None:

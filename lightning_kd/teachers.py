@@ -15,10 +15,16 @@ from lightning_kd.models import (
     unreachable,
     with_padding,
 )
-from lightning_kd.nn.resnet import depth_of, is_resnet_folder
+from lightning_kd.nn.resnet import CifarResNet, CifarResNetConfig, depth_of, is_resnet_folder
 from lightning_kd.tasks import Classification, Image, MultipleChoice, SpanQA, Task
 
-__all__ = ["check_embeddings", "check_labels", "check_vocabulary", "load_teacher"]
+__all__ = [
+    "check_embeddings",
+    "check_labels",
+    "check_vocabulary",
+    "load_teacher",
+    "make_network",
+]
 
 
 def load_teacher(name_or_path: str, task: Task, bits: Literal[4, 8] | None = None) -> nn.Module:
@@ -90,6 +96,30 @@ def _resnet(name_or_path: str, task: Image, bits: int | None) -> nn.Module | Non
     network = read_resnet(folder, task)
     check_labels(name_or_path, network.config, task)
     return network
+
+
+def make_network(folder: Path, task: Task) -> nn.Module:
+    """The network of a folder with a ``config.json``, without its weights: they are to be loaded.
+
+    Raises:
+        ValueError: There is none that transformers knows, or it is of other labels.
+    """
+    import transformers
+
+    if is_resnet_folder(folder):
+        resnet = CifarResNet.from_config(CifarResNetConfig.from_pretrained(folder))
+        check_labels(str(folder), resnet.config, task)
+        return resnet
+    try:
+        config = transformers.AutoConfig.from_pretrained(str(folder))
+    except OSError as error:
+        raise ValueError(
+            f"{folder} has no config.json to build the teacher from; give the teacher as a module"
+        ) from error
+    check_labels(str(folder), config, task)
+    with quiet(), torch.random.fork_rng():
+        network: nn.Module = getattr(transformers, task.auto_class).from_config(config)
+    return with_padding(network, str(folder))
 
 
 def _student_of(checkpoint: str, task: Task) -> nn.Module:

@@ -25,6 +25,7 @@ from lightning_kd.methods import (
     LabelRegularization,
     LoRA,
     NoisyLabelKD,
+    ProKD,
     TaskModule,
     VanillaKD,
 )
@@ -45,6 +46,7 @@ from tests.tiny_data import (
     sst2_folder,
     tokenizer_folder,
 )
+from tests.trajectories import followed
 
 __all__ = [  # of tests/tiny_data.py, where a test may as well find them here
     "TASKS", "VOCABULARY", "WORDS", "batch", "digits_folder", "hellaswag_folder", "loader", "spans",
@@ -142,6 +144,9 @@ METHODS: dict[str, Callable[..., TaskModule]] = {
     ),
     "LoRA": lambda student, task, **k: LoRA(student, task, **{"rank": 4, **k}),
     "NoisyLabelKD": lambda student, task, **k: NoisyLabelKD(student, task, **{**taught(task), **k}),
+    "ProKD": lambda student, task, **k: ProKD(
+        student, task, **followed({**taught(task), **SHORT_STAGES, "teacher_epochs": 2, **k}, task)
+    ),
     "VanillaKD": lambda student, task, **k: VanillaKD(student, task, **{**taught(task), **k}),
 }
 
@@ -182,6 +187,16 @@ ARGUMENTS: dict[str, dict[str, Any]] = {
     "LabelRegularization": {"alpha": 0.1, "temperature": 9.0, "tau_squared": False},
     "LoRA": {"rank": 2, "alpha": 1.0, "rslora": True, "dropout": 0.5},
     "NoisyLabelKD": {"alpha": 0.1, "temperature": 9.0, "hard_loss": "mae"},
+    "ProKD": {
+        "num_checkpoints": 1,
+        "min_metric": 0.7,
+        "max_temperature": 2,
+        "loss": "kl",
+        "alpha": 0.5,
+        "smoothing": False,
+        "order": "reversed",
+        "reduction": "sum",
+    },
     "VanillaKD": {"alpha": 0.1, "temperature": 9.0, "loss": "mse"},
 }
 """Another value of each constructor argument: training with it must end elsewhere than without.

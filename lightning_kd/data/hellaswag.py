@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
+from typing_extensions import override
 
-from lightning_kd.data.text import TextDataModule
 from lightning_kd.data.choices import ChoicePadding, tokenize_choices
+from lightning_kd.data.text import TextDataModule
 from lightning_kd.tasks import MultipleChoice, Task
 
 if TYPE_CHECKING:
@@ -89,8 +90,10 @@ class HellaSwag(TextDataModule):
     def _tokenize(self, examples: "Dataset") -> Any:
         return tokenize_choices(examples, self.tokenizer, self.max_length)
 
-    def _loader_options(self) -> dict[str, Any]:
-        return {**super()._loader_options(), "collate_fn": ChoicePadding(self.tokenizer)}
+    @property
+    @override
+    def _collate(self) -> ChoicePadding:
+        return ChoicePadding(self.tokenizer)
 
     def _held_together(self, train: "Dataset") -> Iterable[tuple[str, ...]]:
         return [(source,) for source in train["source_id"]]

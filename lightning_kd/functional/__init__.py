@@ -49,6 +49,13 @@ from lightning_kd.functional.noise import (
     small_loss,
 )
 from lightning_kd.functional.spans import best_spans
+from lightning_kd.functional.trajectory import (
+    checkpoint_of_epoch,
+    checkpoint_temperature,
+    epoch_temperature,
+    evenly_kept,
+    visiting_order,
+)
 
 __all__ = [
     "LORA_SCALINGS",
@@ -57,11 +64,15 @@ __all__ = [
     "best_spans",
     "blended_loss",
     "centered",
+    "checkpoint_of_epoch",
+    "checkpoint_temperature",
     "confidence",
     "cyclic_rate",
     "draw_noisy_labels",
     "dynamic_lora",
     "dynamic_lora_sweep",
+    "epoch_temperature",
+    "evenly_kept",
     "forward_loss",
     "gce_loss",
     "gold_entropy",
@@ -91,4 +102,5 @@ __all__ = [
     "teacher_free_code_loss",
     "tf_reg_loss",
     "truncate_svd",
+    "visiting_order",
 ]

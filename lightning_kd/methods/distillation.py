@@ -4,6 +4,7 @@ from abc import ABC
 from pathlib import Path
 from typing import Any, Literal
 
+import lightning as L
 import torch
 from torch import nn
 from typing_extensions import override
@@ -71,6 +72,11 @@ class DistillationModule(TaskModule, ABC):
         """Whether a training asks the teacher; one that nobody asks is not loaded."""
         return True
 
+    @property
+    def trains_teacher(self) -> bool:
+        """Whether ``teacher.epochs`` has something to train."""
+        return self.asks_teacher
+
     def teach(self, batch: Batch) -> Prediction:
         """The teacher's answer to a batch, without a graph; from the cache where it is there."""
         if self.cache is not None and (found := self.cache.find(batch)) is not None:
@@ -101,6 +107,15 @@ class DistillationModule(TaskModule, ABC):
         self.teacher_name, self.teacher = name, None
         self.hparams["teacher"] = name
 
+    def watch_teacher(self, folder: Path, epochs: int) -> list[L.Callback]:
+        """Callbacks for the training of this student's teacher, of so many epochs in ``folder``."""
+        del folder, epochs  # a method may want more of a teacher than its last weights
+        return []
+
+    def learn_from_trained(self, folder: Path) -> None:
+        """Take the teacher whose training in ``folder`` has ended."""
+        self.teach_with(str(folder / "export" / "model"))
+
     def load_teacher(self) -> None:
         """Load the teacher that was given by name, unless it is there."""
         if self.teacher is None:
@@ -118,15 +133,19 @@ class DistillationModule(TaskModule, ABC):
         self.load_teacher()
         if self.teacher is not None and tokenizer is not None:
             check_embeddings(self.teacher.module, self.teacher_name, tokenizer)
-        if self.teacher_cache is not None and self.teacher is not None:
-            root = Path(self.trainer.default_root_dir)
-            folder = root / "teacher_cache" if self.teacher_cache == "run" else self.teacher_cache
-            # Of a named teacher once: bitsandbytes packs 4-bit weights anew when they are used.
-            if self._fingerprint is None or "teacher" not in self.hparams:
-                self._fingerprint = fingerprint_of(self.teacher.module)
-            self.cache = open_cache(
-                Path(folder), self._fingerprint, self.trainer, ragged=self.task.ragged
-            )
+        self.find_cache()
+
+    def find_cache(self, part: str = "") -> None:
+        """Take the answers of the teacher as it is, in the folder ``part`` of ``teacher_cache``."""
+        if self.teacher_cache is None or self.teacher is None:
+            return
+        root = Path(self.trainer.default_root_dir)
+        folder = root / "teacher_cache" if self.teacher_cache == "run" else Path(self.teacher_cache)
+        # Of a named teacher once: bitsandbytes packs 4-bit weights anew when they are used.
+        if self._fingerprint is None or "teacher" not in self.hparams:
+            self._fingerprint = fingerprint_of(self.teacher.module)
+        ragged = self.task.ragged
+        self.cache = open_cache(folder / part, self._fingerprint, self.trainer, ragged=ragged)
 
 
 __all__ = ["DistillationModule"]

@@ -59,6 +59,26 @@ class CifarResNetConfig:
         """As in a transformers config."""
         return dict(enumerate(self.labels))
 
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Write ``config.json``."""
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        settings = {"model_type": MODEL_TYPE, **asdict(self)}
+        (Path(folder) / "config.json").write_text(json.dumps(settings, indent=2) + "\n")
+
+    @classmethod
+    def from_pretrained(cls, folder: str | Path) -> "CifarResNetConfig":
+        """What `save_pretrained` wrote.
+
+        Raises:
+            ValueError: The file is damaged, or of another network.
+        """
+        try:
+            settings = json.loads((Path(folder) / "config.json").read_text())
+            del settings["model_type"]
+            return cls(**{**settings, "labels": tuple(settings["labels"])})
+        except (OSError, KeyError, TypeError, json.JSONDecodeError) as error:
+            raise _incomplete(folder, error) from error
+
 
 class CifarResNet(nn.Module):
     """A ResNet for images of any size, 32x32 in the paper.
@@ -125,11 +145,14 @@ class CifarResNet(nn.Module):
         model, and ``AutoModel`` refuses it.
         """
         folder = Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
-        settings = {"model_type": MODEL_TYPE, **asdict(self.config)}
-        (folder / "config.json").write_text(json.dumps(settings, indent=2) + "\n")
+        self.config.save_pretrained(folder)
         weights = {name: value.contiguous() for name, value in self.state_dict().items()}
         save_file(weights, folder / "model.safetensors")
+
+    @classmethod
+    def from_config(cls, config: CifarResNetConfig) -> "CifarResNet":
+        """A network with random weights."""
+        return cls(config.depth, config.labels, *astuple(config)[2:])
 
     @classmethod
     def from_pretrained(cls, folder: str | Path) -> "CifarResNet":
@@ -138,26 +161,20 @@ class CifarResNet(nn.Module):
         Raises:
             ValueError: A file is damaged, or of another network.
         """
-        folder = Path(folder)
+        config = CifarResNetConfig.from_pretrained(folder)
         try:
-            settings = json.loads((folder / "config.json").read_text())
-            del settings["model_type"]
-            found = CifarResNetConfig(**{**settings, "labels": tuple(settings["labels"])})
-            network = cls(found.depth, found.labels, *astuple(found)[2:])
-            network.load_state_dict(load_file(folder / "model.safetensors"))
-        except (
-            OSError,
-            KeyError,
-            TypeError,
-            RuntimeError,
-            json.JSONDecodeError,
-            SafetensorError,
-        ) as error:
-            raise ValueError(
-                f"{folder} is no complete ResNet of lightning-kd "
-                f"({str(error).splitlines()[0]}); export it again"
-            ) from error
+            network = cls.from_config(config)
+            network.load_state_dict(load_file(Path(folder) / "model.safetensors"))
+        except (OSError, TypeError, RuntimeError, SafetensorError) as error:
+            raise _incomplete(folder, error) from error
         return network.eval()
+
+
+def _incomplete(folder: str | Path, error: Exception) -> ValueError:
+    return ValueError(
+        f"{folder} is no complete ResNet of lightning-kd ({str(error).splitlines()[0]}); export it "
+        "again"
+    )
 
 
 class _Block(nn.Module):
