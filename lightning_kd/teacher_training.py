@@ -62,7 +62,7 @@ def train_teacher(
     check_vocabulary(student.teacher_name, datamodule.tokenizer)
     module = FineTuning(
         student.teacher_name,
-        student.task,
+        student.hparams.get("task", student.task),  # by name, its checkpoint can be loaded anywhere
         learning_rate=learning_rate,
         weight_decay=student.weight_decay,
         warmup_fraction=student.warmup_fraction,
