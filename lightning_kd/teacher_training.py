@@ -10,7 +10,7 @@ import lightning as L
 from lightning.pytorch.cli import OptimizerCallable
 from torch.optim import Optimizer
 
-from lightning_kd.data import BenchmarkDataModule
+from lightning_kd.data import BenchmarkDataModule, TextDataModule
 from lightning_kd.methods import DistillationModule, FineTuning, TaskModule
 from lightning_kd.outcome import Outcome
 from lightning_kd.teachers import check_vocabulary
@@ -59,7 +59,8 @@ def train_teacher(
         student.learn_from_trained(folder)
         return
     # Fine-tuned on the student's tokens it would be exported with them, and pass later checks.
-    check_vocabulary(student.teacher_name, datamodule.tokenizer)
+    if isinstance(datamodule, TextDataModule):
+        check_vocabulary(student.teacher_name, datamodule.tokenizer)
     module = FineTuning(
         student.teacher_name,
         student.hparams.get("task", student.task),  # by name, its checkpoint can be loaded anywhere

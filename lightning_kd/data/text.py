@@ -1,11 +1,12 @@
 """Benchmarks of texts: tokenized once, cached on disk, grouped by length."""
 
 from abc import ABC
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from torch import Tensor
 from typing_extensions import override
 
 from lightning_kd.data.base import BenchmarkDataModule, sha256_of, transformed
@@ -95,7 +96,7 @@ class TextDataModule(BenchmarkDataModule, TrainingText, ABC):
 
     @property
     @override
-    def _collate(self) -> Padding:
+    def _collate(self) -> Callable[[Any], dict[str, Tensor]]:
         return Padding(self.tokenizer)
 
     @override
