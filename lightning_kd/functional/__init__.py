@@ -41,12 +41,13 @@ from lightning_kd.functional.noise import (
     sce_loss,
     small_loss,
 )
-from lightning_kd.functional.spans import best_spans
+from lightning_kd.functional.spans import best_spans, best_threshold
 
 __all__ = [
     "LORA_SCALINGS",
     "annealed_logit_mse",
     "best_spans",
+    "best_threshold",
     "blended_loss",
     "centered",
     "confidence",
