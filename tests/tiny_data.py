@@ -228,7 +228,7 @@ def _ending(number: int, *, labelled: bool) -> dict[str, Any]:
     right = int(torch.randint(4, (1,), generator=generator))
     size = int(torch.randint(1, 4, (1,), generator=generator))
     endings = [" ".join(picks[5 + 3 * i : 5 + 3 * i + size]) for i in range(4)]
-    endings[right] = f"{picks[0]} {endings[right]}"
+    endings[right] = " ".join([picks[0], *endings[right].split()[1:]])
     begun = picks[4] if number % 2 == 0 else ""
     context = " ".join(picks[:4])
     row = {

@@ -1,7 +1,7 @@
 """Changes to a training set: their interface, and what a report says of them."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
@@ -47,16 +47,21 @@ def training_notes(
     Args:
         transforms: In their order.
         before: The published examples.
-        after: The examples that are trained on; those with an `idx` of `before` are compared.
+        after: The examples that are trained on; those with an `idx` of `before` are compared, where
+            a label is one class or score.
     """
+    notes: dict[str, Any] = {
+        "train_transforms": [transform.fingerprint() for transform in transforms],
+        "train_examples": len(after),
+    }
+    if isinstance(before[0]["label"], Mapping):  # answers in a passage, of which rows are windows
+        return notes
     idx, labels = after.column("idx"), after.column("labels")
     published = dict(zip(before["idx"], before["label"], strict=True))
     known = np.array([i in published for i in idx.tolist()], dtype=bool)
     clean = np.array([published[i] for i in idx[known].tolist()]).astype(labels.dtype)
     changed = int((clean != labels[known]).sum())
-    return {
-        "train_transforms": [transform.fingerprint() for transform in transforms],
-        "train_examples": len(after),
+    return notes | {
         "labels_changed": changed,
         "observed_flip_rate": changed / max(int(known.sum()), 1),
     }

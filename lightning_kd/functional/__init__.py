@@ -48,7 +48,7 @@ from lightning_kd.functional.noise import (
     sce_loss,
     small_loss,
 )
-from lightning_kd.functional.spans import best_spans
+from lightning_kd.functional.spans import best_spans, best_threshold
 from lightning_kd.functional.trajectory import (
     checkpoint_of_epoch,
     checkpoint_temperature,
@@ -62,6 +62,7 @@ __all__ = [
     "annealed_logit_mse",
     "averaging_start",
     "best_spans",
+    "best_threshold",
     "blended_loss",
     "centered",
     "checkpoint_of_epoch",

@@ -7,6 +7,7 @@ import torch
 from lightning.pytorch import Callback
 
 from lightning_kd.methods import FineTuning, VanillaKD
+from lightning_kd.tasks import task_named
 from lightning_kd.teachers import check_vocabulary, load_teacher
 from tests import tiny
 from tests.conformance.matrix import Watch, differing, every_task, fit, weights
@@ -14,8 +15,9 @@ from tests.conformance.matrix import Watch, differing, every_task, fit, weights
 TASK = tiny.TASKS["classification"]
 
 
-def kd(teacher, **settings) -> VanillaKD:
-    return VanillaKD(tiny.model(), TASK, teacher=teacher, learning_rate=0.01, **settings)
+def kd(teacher, task=TASK, **settings) -> VanillaKD:
+    student = tiny.model(task=task)
+    return VanillaKD(student, task, teacher=teacher, learning_rate=0.01, **settings)
 
 
 def test_a_named_teacher_is_loaded_for_training_only() -> None:
@@ -65,6 +67,46 @@ def test_other_labels_or_another_order_are_refused_with_both(labels, message, tm
         load_teacher(str(tmp_path), TASK)
 
 
+def test_the_mnli_order_of_released_roberta_is_refused_with_both(tmp_path) -> None:
+    """Its classes are contradiction, neutral, entailment; GLUE's are the other way round."""
+    mnli = task_named("mnli")
+    tiny.model_folder(tmp_path, "roberta")
+    config = tiny.config("roberta")
+    config.id2label = dict(enumerate(["CONTRADICTION", "NEUTRAL", "ENTAILMENT"]))
+    config.save_pretrained(tmp_path)
+    both = "CONTRADICTION, NEUTRAL, ENTAILMENT, the student's are entailment, neutral, contra"
+    with pytest.raises(ValueError, match=both):
+        load_teacher(str(tmp_path), mnli)
+    model: Any = tiny.model("roberta", mnli)
+    model.config.id2label = config.id2label
+    with pytest.raises(ValueError, match=both):
+        VanillaKD(tiny.model("roberta", mnli), mnli, teacher=model)
+
+
+@pytest.mark.parametrize(
+    ("kind", "message"),
+    [
+        ("regression", r"2 labels \(negative, positive\), stsb has 1 \(a number\); give"),
+        ("spans", r"no trained weights for \['qa_outputs"),
+        ("choice", r"no trained weights for \['classifier"),
+    ],
+)
+def test_a_classifier_teaches_no_other_kind(kind, message, tmp_path) -> None:
+    tiny.model().save_pretrained(tmp_path)  # type: ignore[operator]
+    with pytest.raises(ValueError, match=message):
+        load_teacher(str(tmp_path), tiny.TASKS[kind])
+
+
+def test_a_head_that_only_has_the_same_shape_is_refused(tmp_path) -> None:
+    regression, choice = tiny.TASKS["regression"], tiny.TASKS["choice"]
+    tiny.model(task=regression).save_pretrained(tmp_path / "number")  # type: ignore[operator]
+    with pytest.raises(ValueError, match=r"is a BertForSequenceClassification, hellaswag needs"):
+        load_teacher(str(tmp_path / "number"), choice)
+    tiny.model(task=choice).save_pretrained(tmp_path / "choice")  # type: ignore[operator]
+    with pytest.raises(ValueError, match=r"answers with 2 labels \(LABEL_0, LABEL_1\), stsb has 1"):
+        load_teacher(str(tmp_path / "choice"), regression)
+
+
 def test_unnamed_labels_are_taken_in_order(tmp_path) -> None:
     tiny.model_folder(tmp_path)
     tiny.config().save_pretrained(tmp_path)
@@ -82,12 +124,20 @@ def asked(module: VanillaKD) -> tuple[list[int], dict[str, torch.Tensor]]:
     return calls, weights(module.student)
 
 
-def test_with_a_cache_each_example_is_asked_once_and_the_weights_are_the_same(tmp_path) -> None:
-    live, expected = asked(kd(tiny.model(seed=1)))
+@every_task
+def test_with_a_cache_each_example_is_asked_once_and_the_weights_are_the_same(
+    kind, tmp_path
+) -> None:
+    task = tiny.TASKS[kind]
+
+    def taught(**settings) -> VanillaKD:
+        return kd(tiny.model(task=task, seed=1), task, **settings)
+
+    live, expected = asked(taught())
     assert live == [1] * 9
-    first, kept = asked(kd(tiny.model(seed=1), teacher_cache=str(tmp_path)))
+    first, kept = asked(taught(teacher_cache=str(tmp_path)))
     assert first == [1, 1, 1, 0, 0, 0, 0, 0, 0]
-    second, found = asked(kd(tiny.model(seed=1), teacher_cache=str(tmp_path)))
+    second, found = asked(taught(teacher_cache=str(tmp_path)))
     assert second == [0] * 9
     assert differing(expected, kept) == []
     assert differing(expected, found) == []
