@@ -175,19 +175,22 @@ class RecipeCLI(LightningCLI):
     def fit(self, model: TaskModule, ckpt_path: str | None = None, **kwargs: Any) -> None:
         """Fit (the teacher first, where asked), once or phase by phase, from where it was left."""
         data = kwargs["datamodule"]
+        if model.phases and ckpt_path is not None:
+            raise ValueError(
+                f"--ckpt_path {ckpt_path} cannot continue a training in phases; use --resume with "
+                "its run folder"
+            )
+        given = self._get(self.config_init, "trainer")
+        check_epochs(model.phases, given.max_epochs)  # this first: a teacher may take hours
         if isinstance(model, DistillationModule):
+            if given.max_steps == -1 and (given.max_epochs or 0) > 0:
+                model.check_length(given.max_epochs)
             self._train_teacher(model, data)
         if not model.phases:
             last = self.run_dir / "checkpoints" / "last.ckpt"
             path = ckpt_path or (str(last) if last.exists() else None)
             self.trainer.fit(model, ckpt_path=path, **kwargs)
             return
-        if ckpt_path is not None:
-            raise ValueError(
-                f"--ckpt_path {ckpt_path} cannot continue a training in phases; use --resume with "
-                "its run folder"
-            )
-        check_epochs(model.phases, self._get(self.config_init, "trainer").max_epochs)
         select = self._get(self.config_init, "final_select")
         self.trainer, _ = fit_phases(model, data, self.run_dir, self._trainer_of, select)
 

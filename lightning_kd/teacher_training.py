@@ -4,8 +4,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from time import perf_counter
+from typing import Any
 
 import lightning as L
+import torch
 
 from lightning_kd.data import BenchmarkDataModule
 from lightning_kd.methods import DistillationModule, FineTuning, TaskModule
@@ -46,7 +48,8 @@ def train_teacher(
         seed: The run's, for the record.
 
     Raises:
-        ValueError: The method runs without a teacher.
+        ValueError: The method runs without a teacher, or is to be taught by another network than
+            the student's where it takes a copy of it.
     """
     if not student.teacher_name:
         raise ValueError("teacher.epochs trains model.teacher, which this run has not; leave it 0")
@@ -54,14 +57,17 @@ def train_teacher(
     if (folder / "report" / "summary.json").exists():  # written when the export is whole
         student.teach_with(str(exported))
         return
-    module = FineTuning(
-        student.teacher_name,
-        student.task,
-        learning_rate=learning_rate,
-        weight_decay=student.weight_decay,
-        warmup_fraction=student.warmup_fraction,
-        lr_schedule=student.lr_schedule,
-    )
+    settings: dict[str, Any] = {
+        "learning_rate": learning_rate,
+        "weight_decay": student.weight_decay,
+        "warmup_fraction": student.warmup_fraction,
+        "lr_schedule": student.lr_schedule,
+    }
+    if student.copies_student:
+        settings |= _student_settings(student)
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)  # the head that a run of fine-tuning with this seed begins with
+        module = FineTuning(student.teacher_name, student.task, **settings)
     trainer = trainer_for(module)
     if trainer.is_global_zero:
         print(f"first the teacher: {student.teacher_name}, {trainer.max_epochs} epoch(s)")  # noqa: T201
@@ -74,3 +80,13 @@ def train_teacher(
     outcome.finish(perf_counter() - start, [], None, export=True)
     trainer.strategy.barrier()
     student.teach_with(str(exported))
+
+
+def _student_settings(student: DistillationModule) -> dict[str, Any]:
+    """What makes the student out of its name."""
+    if (own := student.hparams.get("student")) != student.teacher_name:
+        raise ValueError(
+            "teacher.epochs fine-tunes a copy of the student here, but model.teacher is "
+            f"{student.teacher_name} and model.student {own}; give both the same name"
+        )
+    return {name: student.hparams[name] for name in ("student_layers", "student_init")}

@@ -59,6 +59,14 @@ class DistillationModule(TaskModule, ABC):
         """Whether a training asks the teacher; one that nobody asks is not loaded."""
         return True
 
+    @property
+    def copies_student(self) -> bool:
+        """Whether the teacher is to be the student itself, fine-tuned before."""
+        return False
+
+    def check_length(self, max_epochs: int) -> None:
+        """Raise `ValueError` for a number of epochs that cannot be, before a teacher is trained."""
+
     def teach(self, batch: Batch) -> Prediction:
         """The teacher's answer to a batch, without a graph; from the cache where it is there."""
         if self.cache is not None and (found := self.cache.find(batch)) is not None:
@@ -90,7 +98,7 @@ class DistillationModule(TaskModule, ABC):
         if stage != "fit" or not self.asks_teacher:
             return
         tokenizer = getattr(vars(self.trainer).get("datamodule"), "tokenizer", None)
-        if self.teacher is None and tokenizer is not None:
+        if self.teacher is None and self.teacher_name and tokenizer is not None:
             check_vocabulary(self.teacher_name, tokenizer)
         self.load_teacher()
         if self.teacher_cache is not None and self.teacher is not None:
