@@ -182,8 +182,11 @@ class RecipeCLI(LightningCLI):
                 f"--ckpt_path {ckpt_path} cannot continue a training in phases; use --resume with "
                 "its run folder"
             )
-        check_epochs(model.phases, self._get(self.config_init, "trainer").max_epochs)
+        given = self._get(self.config_init, "trainer")
+        check_epochs(model.phases, given.max_epochs)  # this first: a teacher may take hours
         if isinstance(model, DistillationModule):
+            if given.max_steps == -1 and (given.max_epochs or 0) > 0:
+                model.check_length(given.max_epochs)
             self._train_teacher(model, data)
         if not model.phases:
             last = self.run_dir / "checkpoints" / "last.ckpt"

@@ -7,6 +7,7 @@ from time import perf_counter
 from typing import Any
 
 import lightning as L
+import torch
 from lightning.pytorch.cli import OptimizerCallable
 from torch.optim import Optimizer
 
@@ -51,7 +52,8 @@ def train_teacher(
         seed: The run's, for the record.
 
     Raises:
-        ValueError: The method runs without a teacher, or the teacher reads other tokens.
+        ValueError: The method runs without a teacher, the teacher reads other tokens, or it is
+            another network than the student's where it is to be a copy of it.
     """
     if not student.teacher_name:
         raise ValueError("teacher.epochs trains model.teacher, which this run has not; leave it 0")
@@ -61,15 +63,19 @@ def train_teacher(
     # Fine-tuned on the student's tokens it would be exported with them, and pass later checks.
     if isinstance(datamodule, TextDataModule):
         check_vocabulary(student.teacher_name, datamodule.tokenizer)
-    module = FineTuning(
-        student.teacher_name,
-        student.hparams.get("task", student.task),  # by name, its checkpoint can be loaded anywhere
-        learning_rate=learning_rate,
-        weight_decay=student.weight_decay,
-        warmup_fraction=student.warmup_fraction,
-        lr_schedule=student.lr_schedule,
-        optimizer=_at(student.optimizer_factory, learning_rate),
-    )
+    settings: dict[str, Any] = {
+        "learning_rate": learning_rate,
+        "weight_decay": student.weight_decay,
+        "warmup_fraction": student.warmup_fraction,
+        "lr_schedule": student.lr_schedule,
+        "optimizer": _at(student.optimizer_factory, learning_rate),
+    }
+    if student.copies_student:
+        settings |= _student_settings(student)
+    task = student.hparams.get("task", student.task)  # by name, its checkpoint loads anywhere
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)  # the head that a run of fine-tuning with this seed begins with
+        module = FineTuning(student.teacher_name, task, **settings)
     trainer = trainer_for(module)
     watchers = student.watch_teacher(folder, trainer.max_epochs or 0)
     vars(trainer)["callbacks"][:0] = watchers  # what writes checkpoints comes last
@@ -98,3 +104,13 @@ def _at(make: OptimizerCallable | None, learning_rate: float) -> OptimizerCallab
         return optimizer
 
     return made
+
+
+def _student_settings(student: DistillationModule) -> dict[str, Any]:
+    """What makes the student out of its name."""
+    if (own := student.hparams.get("student")) != student.teacher_name:
+        raise ValueError(
+            "teacher.epochs fine-tunes a copy of the student here, but model.teacher is "
+            f"{student.teacher_name} and model.student {own}; give both the same name"
+        )
+    return {name: student.hparams[name] for name in ("student_layers", "student_init")}

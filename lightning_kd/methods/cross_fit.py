@@ -180,6 +180,7 @@ def cross_fit(
         raise ValueError(f"all {len(idx)} examples are in one of {plan.folds} folds; use more data")
     teacher = make_teacher()
     parts = [repr(plan), task.name, str(_batch_size(loader)), str(trainer.precision)]
+    parts += [f"{trainer.accumulate_grad_batches}/{trainer.gradient_clip_val}"]
     parts += [torch.__version__, fingerprint_of(teacher), *map(_digest, batches)]
     key = hashlib.sha256("/".join(parts).encode()).hexdigest()[:16]
     files = {fold: folder / f"{key}_{fold}.npz" for fold in used}

@@ -77,6 +77,14 @@ class DistillationModule(TaskModule, ABC):
         """Whether ``teacher.epochs`` has something to train."""
         return self.asks_teacher
 
+    @property
+    def copies_student(self) -> bool:
+        """Whether the teacher is to be the student itself, fine-tuned before."""
+        return False
+
+    def check_length(self, max_epochs: int) -> None:
+        """Raise `ValueError` for a number of epochs that cannot be, before a teacher is trained."""
+
     def teach(self, batch: Batch) -> Prediction:
         """The teacher's answer to a batch, without a graph; from the cache where it is there."""
         if self.cache is not None and (found := self.cache.find(batch)) is not None:
@@ -128,7 +136,7 @@ class DistillationModule(TaskModule, ABC):
         if stage != "fit" or not self.asks_teacher:
             return
         tokenizer = getattr(vars(self.trainer).get("datamodule"), "tokenizer", None)
-        if self.teacher is None and tokenizer is not None:
+        if self.teacher is None and self.teacher_name and tokenizer is not None:
             check_vocabulary(self.teacher_name, tokenizer)
         self.load_teacher()
         if self.teacher is not None and tokenizer is not None:
