@@ -88,7 +88,7 @@ class ProKD(DistillationModule):
         title="Pro-KD: Progressive Distillation by Following the Footsteps of the Teacher",
         venue="COLING 2022",
         arxiv="2110.08532",
-        tasks="GLUE, SQuAD",
+        tasks="GLUE, SQuAD, CIFAR",
         recipe="pro_kd_glue",
         result="not available to us; the method is a reconstruction",
     )

@@ -33,6 +33,7 @@ RECIPES = {
     "vanilla_kd_cifar": "VanillaKD",
     "swa_glue": "FineTuning",
     "swa_squad": "FineTuning",
+    "pro_kd_cifar": "ProKD",
     "pro_kd_glue": "ProKD",
     "pro_kd_squad": "ProKD",
     "vanilla_kd_glue": "VanillaKD",
