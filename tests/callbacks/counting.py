@@ -18,18 +18,22 @@ class Counter(L.LightningModule):
 
     def __init__(self, batches: int = 1, lr: float = 1.0, schedule: Any = None) -> None:
         super().__init__()
-        self.student = nn.Linear(1, 1, bias=False)
-        nn.init.zeros_(self.student.weight)
+        self.student: nn.Module = nn.Linear(1, 1, bias=False)
+        nn.init.zeros_(self.weight)
         self.batches, self.lr, self.schedule = batches, lr, schedule
         self.validated: list[float] = []
         self.rates: list[float] = []
 
     @property
+    def weight(self) -> nn.Parameter:
+        return self.student.get_parameter("weight")
+
+    @property
     def value(self) -> float:
-        return self.student.weight.item()
+        return self.weight.item()
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor | None:
-        return -self.student.weight.sum()
+        return -self.weight.sum()
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         self.rates.append(round(float(optimizer.param_groups[0]["lr"]), 6))
@@ -77,7 +81,7 @@ class TwoOptimizers(Counter):
         turn = student if batch_idx % 2 else generator
         turn.zero_grad()
         network = self.student if batch_idx % 2 else self.generator
-        self.manual_backward(-network.weight.sum())
+        self.manual_backward(-network.get_parameter("weight").sum())
         turn.step()
 
     def configure_optimizers(self) -> Any:

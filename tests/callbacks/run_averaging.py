@@ -35,7 +35,7 @@ class Normalized(Counter):
 
     @property
     def norm(self) -> nn.BatchNorm1d:
-        layer = self.student[0]
+        layer = self.student.get_submodule("0")
         assert isinstance(layer, nn.BatchNorm1d)
         return layer
 

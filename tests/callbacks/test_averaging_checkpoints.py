@@ -58,6 +58,8 @@ def test_a_resumed_run_is_the_uninterrupted_one(stop, mode, kept, tmp_path) -> N
     (whole, first, raw), (resumed, second, raw_again) = ends
     assert differing(whole, resumed) == []
     assert (first.num_averaged, first.updates) == (second.num_averaged, second.updates) == (5, 9)
+    assert first.mean is not None
+    assert second.mean is not None
     assert differing(first.mean.average, second.mean.average) == []
     assert first.rate.state_dict() == second.rate.state_dict()
     assert [differing(a, b) for a, b in zip(raw[stop:], raw_again, strict=True)] == [[]] * (
@@ -79,6 +81,7 @@ def written(tmp_path_factory):
         callbacks=[callback, record, best],
     )
     trainer.save_checkpoint(folder / "end.ckpt")
+    assert best.best_model_score is not None
     return trainer, module, folder, record, float(best.best_model_score)
 
 
@@ -215,7 +218,7 @@ def test_what_is_not_finite_is_not_written(tmp_path) -> None:
     class Spoil(L.Callback):
         def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
             if batch_idx == 1:
-                pl_module.student.weight.data.fill_(torch.nan)
+                pl_module.weight.data.fill_(torch.nan)
 
     writes = ModelCheckpoint(tmp_path, "{step}", every_n_train_steps=1, save_top_k=-1)
     with pytest.raises(

@@ -81,7 +81,7 @@ def scaled(module, callback, spoilt, fused=False):
     class Spoil(L.Callback):
         def on_after_backward(self, trainer, pl_module):
             if spoilt(trainer.fit_loop.batch_idx):
-                pl_module.student.weight.grad.fill_(torch.inf)
+                pl_module.weight.grad.fill_(torch.inf)
 
     class Optimizer(torch.optim.SGD):
         _step_supports_amp_scaling = False
@@ -181,20 +181,20 @@ def test_any_network_of_a_module_can_be_the_target(target) -> None:
         def __init__(self):
             super().__init__()
             self.inner = nn.ModuleDict({"model": nn.Linear(1, 1, bias=False)})
-            nn.init.zeros_(self.inner["model"].weight)
+            nn.init.zeros_(self.get_parameter("inner.model.weight"))
 
         def training_step(self, batch, batch_idx):
-            return -self.inner["model"].weight.sum()
+            return -self.get_parameter("inner.model.weight").sum()
 
         def configure_optimizers(self):
             return torch.optim.SGD(self.parameters(), lr=1.0)
 
         def train_dataloader(self):
-            return DataLoader([0.0, 0.0])
+            return DataLoader(torch.zeros(2))  # type: ignore[arg-type]
 
     module = Own()
     fit(module, averaging(target=target))
-    assert module.inner["model"].weight.item() == 1.5
+    assert module.get_parameter("inner.model.weight").item() == 1.5
 
 
 @pytest.mark.parametrize(

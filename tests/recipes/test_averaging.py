@@ -48,6 +48,7 @@ def test_what_is_reported_loaded_and_exported_is_the_average(ran) -> None:
 
 def test_evaluated_again_a_checkpoint_has_the_numbers_of_its_run(ran) -> None:
     site, run_dir = ran
+    assert summary(run_dir)["method"] == "FineTuning + StudentAveraging"
     best = run_dir / "checkpoints/best.ckpt"
     found = {}
     for word in ("average", "raw"):
