@@ -112,7 +112,7 @@ def split(examples: Split, flip: float, seed: int) -> Data:
 
 def batches(count: int, generator: torch.Generator) -> Sequence[Tensor]:
     """An epoch's lists of indices."""
-    return torch.randperm(count, generator=generator).split(BATCH)
+    return torch.split(torch.randperm(count, generator=generator), BATCH)
 
 
 def teach(data: Data, options: argparse.Namespace, seed: int) -> tuple[Tensor, list[float]]:
@@ -132,7 +132,8 @@ def teach(data: Data, options: argparse.Namespace, seed: int) -> tuple[Tensor, l
     for epoch in range(1, options.teacher_epochs + 1):
         for rows in batches(len(labels), generator):
             optimizer.zero_grad()
-            cross_entropy(teacher(inputs[rows]), labels[rows]).backward()
+            loss = cross_entropy(teacher(inputs[rows]), labels[rows])
+            loss.backward()  # type: ignore[no-untyped-call]
             optimizer.step()
         if epoch in kept:
             with torch.no_grad():

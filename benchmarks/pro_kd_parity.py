@@ -116,7 +116,7 @@ def record(options: argparse.Namespace, seed: int) -> list[dict[str, Tensor]]:
     for step in range(1, options.steps + 1):
         signs, labels = draw(BATCH, generator)
         optimizer.zero_grad()
-        cross_entropy(teacher(signs), labels).backward()
+        cross_entropy(teacher(signs), labels).backward()  # type: ignore[no-untyped-call]
         optimizer.step()
         if step % kept == 0:
             states.append({name: value.clone() for name, value in teacher.state_dict().items()})
@@ -147,7 +147,8 @@ def learn(
         with torch.no_grad():
             taught = teacher(signs)
         optimizer.zero_grad()
-        arm.loss(student(signs), taught, labels, factor).backward()
+        loss = arm.loss(student(signs), taught, labels, factor)
+        loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
         if (step + 1) % EVERY == 0:
             found = accuracy(student, *test)

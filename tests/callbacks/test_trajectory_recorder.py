@@ -16,6 +16,7 @@ from lightning_kd.run_checkpoints import run_checkpoints
 from lightning_kd.trajectory import TeacherTrajectory
 from tests import tiny
 from tests.conformance.matrix import TinyData, differing, trainer, weights
+from tests.kill import ROOT, run_to_end
 
 pytestmark = pytest.mark.filterwarnings("ignore:Checkpoint directory .* is not empty")
 
@@ -205,3 +206,14 @@ def test_a_network_that_is_not_there_is_named(tmp_path) -> None:
 def test_a_dry_run_leaves_nothing_to_follow(tmp_path) -> None:
     tiny.trainer(TrajectoryRecorder(tmp_path, network="net"), fast_dev_run=True).fit(Anyones())
     assert TeacherTrajectory.read(tmp_path).checkpoints == ()
+
+
+@pytest.mark.ddp
+@pytest.mark.timeout(200)
+def test_two_processes_leave_one_trajectory(tmp_path) -> None:
+    run_to_end([ROOT / "tests/callbacks/record_pair.py", tmp_path], timeout=180)
+    path = TeacherTrajectory.read(tmp_path / "path")
+    path.verify(["negative", "positive"])
+    assert [c.step for c in path.checkpoints] == [2, 3, 4, 6]  # 3 is the end of the first call
+    states = [torch.load(tmp_path / f"{rank}.pt") for rank in (0, 1)]
+    assert [(state["run"], state["recorded"]) for state in states] == [(path.run, 4)] * 2
