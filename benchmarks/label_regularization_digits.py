@@ -115,7 +115,7 @@ def trained(
 ) -> nn.Module:
     """The last weights of a run."""
     digits, model = Digits(seed), network(who, init, seed)
-    options = dict(setting)
+    options: dict[str, Any] = dict(setting)
     optimizer = torch.optim.Adam(model.parameters(), lr=options.pop("learning_rate"), fused=True)
     order = torch.Generator().manual_seed(seed)
     for _ in range(STEPS):

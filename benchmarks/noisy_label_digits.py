@@ -128,7 +128,7 @@ class Trial:
         optimizer = torch.optim.Adam(parameters, lr=learning_rate, fused=True)
         for epoch in range(epochs):
             shuffled = members[torch.randperm(len(members), generator=order)]
-            for rows in torch.split(shuffled, BATCH):  # type: ignore[no-untyped-call]
+            for rows in torch.split(shuffled, BATCH):
                 optimizer.zero_grad()
                 images = self.digits.images[rows]
                 torch.autograd.backward(

@@ -167,8 +167,11 @@ def cross_fit(
             f"and can be picked; got a {type(loader).__name__}"
         )
     everything = torch.arange(len(cast("Sized", loader.dataset)))
-    batches = list(_loader(loader, everything))
-    idx, labels = (torch.cat([batch[name] for batch in batches]) for name in ("idx", "labels"))
+    columns, digests = [], []
+    for batch in _loader(loader, everything):  # not all at once: their tokens may fill the memory
+        columns.append((batch["idx"], batch["labels"]))
+        digests.append(_digest(batch))
+    idx, labels = map(torch.cat, zip(*columns, strict=True))
     if (distinct := len(set(idx.tolist()))) < len(idx):
         raise ValueError(
             f"{len(idx)} training examples share {distinct} idx, so that they have no answer of "
@@ -181,7 +184,7 @@ def cross_fit(
     teacher = make_teacher()
     parts = [repr(plan), task.name, str(_batch_size(loader)), str(trainer.precision)]
     parts += [f"{trainer.accumulate_grad_batches}/{trainer.gradient_clip_val}"]
-    parts += [torch.__version__, fingerprint_of(teacher), *map(_digest, batches)]
+    parts += [torch.__version__, fingerprint_of(teacher), *digests]
     key = hashlib.sha256("/".join(parts).encode()).hexdigest()[:16]
     files = {fold: folder / f"{key}_{fold}.npz" for fold in used}
     for fold, path in files.items():

@@ -89,6 +89,7 @@ class NoisyLabelKD(DistillationModule):
         tasks="GLUE",
         recipe="noisy_label_kd_glue",
         result="not available to us; inspired by it, the mitigations are ours",
+        ours="digits, 40 % noise: KD 87.2, co_distill 93.3 (docs/evidence/noisy_labels.md)",
     )
 
     def __init__(  # noqa: PLR0913, PLR0917 - what a user sets on the command line

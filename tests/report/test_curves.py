@@ -55,7 +55,8 @@ def test_the_first_phase_has_its_name_on_the_axes_and_equal_levels_share_theirs(
     metrics, phases = read_metrics(path)
     figure = draw_curves(metrics, phases, {"teacher": 0.5, "most frequent class": 0.5, "kd": 0.6})
     losses, _, scores = figure.axes
-    assert losses.get_xlim()[0] == 0 == losses.texts[0].xy[0]
+    first: Any = losses.texts[0]
+    assert losses.get_xlim()[0] == 0 == first.xy[0]
     assert [t.get_text() for t in scores.texts] == ["teacher, most frequent class", "kd"]
 
 
