@@ -107,7 +107,7 @@ def test_another_optimizer_decides_rate_and_decay_and_keeps_the_schedule() -> No
 def test_adamw_is_fused_except_where_gradients_could_not_be_clipped_then(precision, fused) -> None:
     module = made()
     trainer = tiny.trainer(precision="32-true", max_steps=1, limit_val_batches=0)
-    trainer.strategy.precision_plugin.precision = precision  # type: ignore[assignment]
+    trainer.strategy.precision_plugin.precision = precision
     module.trainer = trainer
     assert [g["fused"] for g in module.make_optimizer().param_groups] == [fused, fused]
 
