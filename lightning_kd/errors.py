@@ -7,7 +7,10 @@ from typing import NoReturn
 
 TRACEBACK = "LIGHTNING_KD_TRACEBACK"
 USER_ERRORS = (ValueError, TypeError, OSError, FloatingPointError, RuntimeError, ImportError)
-"""What the library raises for input it cannot use (or an extra it lacks); other errors are defects and keep a trace."""
+"""What the library raises for input it cannot use, or an extra it lacks.
+
+Other errors are defects and keep a trace.
+"""
 
 
 def explain(error: BaseException) -> NoReturn:

@@ -189,7 +189,9 @@ class TaskModule(L.LightningModule, ABC):
     def make_optimizer(self) -> Optimizer:
         """AdamW over the trainable parameters, vectors without decay."""
         groups = decay_groups(self.named_parameters(), self.weight_decay)
-        return torch.optim.AdamW(groups, lr=self.learning_rate)
+        # fused: a fifth of the time, but with fp16's loss scaling it cannot clip
+        fused = self.device.type in ("cpu", "cuda") and self.trainer.precision != "16-mixed"
+        return torch.optim.AdamW(groups, lr=self.learning_rate, fused=fused)
 
     def _cut_window(self, batch_idx: int) -> float:
         """Makes up for Lightning's dividing by a whole window where the epoch ends inside it."""

@@ -178,7 +178,7 @@ def test_answers_that_are_not_finite_are_neither_used_nor_kept(tmp_path) -> None
     teacher = tiny.model(seed=1)
     teacher.get_parameter("classifier.bias").data[0] = torch.inf
     for cache in (None, str(tmp_path / "cache")):
-        with pytest.raises(FloatingPointError, match="BertFor.* gave answers that are not finite"):
+        with pytest.raises(FloatingPointError, match=r"BertFor.* gave answers that are not finite"):
             fit(kd(teacher, teacher_cache=cache), max_steps=1)
     assert not (tmp_path / "cache").exists()
 
@@ -197,17 +197,19 @@ def test_a_named_teacher_has_one_fingerprint_until_it_is_loaded_again(tmp_path) 
 def test_bits_are_refused_where_they_would_be_ignored(tmp_path) -> None:
     with pytest.raises(ValueError, match="teacher_bits=4 quantizes a teacher while it is read"):
         kd(tiny.model(seed=1), teacher_bits=4)
-    with pytest.raises(ValueError, match=r"teacher_bits=8 .* one\.ckpt is a checkpoint"):
+    with pytest.raises(ValueError, match=r"teacher_bits=8 .*one\.ckpt is a checkpoint"):
         load_teacher(str(tmp_path / "one.ckpt"), TASK, 8)
 
 
-def test_a_checkpoint_is_the_student_and_its_optimizer_and_nothing_more(tmp_path) -> None:
+def test_a_checkpoint_is_the_student_and_its_optimizer_and_nothing_more(
+    tmp_path, record_property
+) -> None:
     """At a realistic size; the teacher has twice the layers, so that it would be seen."""
     from transformers import BertConfig
 
     from lightning_kd.models import load_model
 
-    wide = {"hidden_size": 128, "num_attention_heads": 2, "intermediate_size": 512}
+    wide: Any = {"hidden_size": 128, "num_attention_heads": 2, "intermediate_size": 512}
     student, teacher = (
         load_model(BertConfig(vocab_size=8000, num_hidden_layers=layers, **wide), TASK)
         for layers in (2, 4)
@@ -217,7 +219,7 @@ def test_a_checkpoint_is_the_student_and_its_optimizer_and_nothing_more(tmp_path
     (file,) = (tmp_path / "checkpoints").iterdir()
     needed = 3 * sum(p.nbytes for p in student.parameters())  # and AdamW's two moments
     ratio = file.stat().st_size / needed
-    print(f"checkpoint: {file.stat().st_size:,} bytes, {ratio:.4f} x student + optimizer")
+    record_property("checkpoint bytes / (student + optimizer)", ratio)
     assert 1 <= ratio <= 1.02
 
 

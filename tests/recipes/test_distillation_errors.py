@@ -2,6 +2,9 @@
 
 import json
 import os
+from functools import partial
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -159,13 +162,14 @@ def test_a_stale_cache_says_what_changed_and_stays_as_it_is(site, tmp_path, caps
     more = {"model.teacher": site.model, "model.teacher_cache": cache, "trainer.max_epochs": 1}
     site.fit("vanilla_kd_glue", **more)
     before = {file: file.read_bytes() for file in cache.iterdir()}
-    for change, said in [
+    changes: list[tuple[dict[str, Any], str]] = [
         ({"model.teacher": tiny.named_model()}, "(teacher: "),
         ({"data.max_length": 15}, "max_length: 16 there, 15 now"),
         ({"trainer.precision": "bf16-mixed"}, "precision: 32-true there, bf16-mixed now"),
         ({"data.data_dir": tiny.sst2_folder(tmp_path / "more", train=40)}, "text: "),
-    ]:
-        message = refusal(capsys, lambda: site.fit("vanilla_kd_glue", **{**more, **change}))
+    ]
+    for change, said in changes:
+        message = refusal(capsys, partial(site.fit, "vanilla_kd_glue", **{**more, **change}))
         assert f"{cache} was made for something else" in message
         assert said in message
         assert "give this run another --model.teacher_cache, or delete that folder" in message
@@ -205,7 +209,7 @@ def test_settings_cut_off_while_they_are_written_again_stay_whole(
     fsync, written = os.fsync, []
 
     def full(descriptor) -> None:
-        name = os.readlink(f"/proc/self/fd/{descriptor}")
+        name = str(Path(f"/proc/self/fd/{descriptor}").readlink())
         if "config.yaml" in name:
             written.append(name)
             if len(written) == 2:
