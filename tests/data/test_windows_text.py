@@ -1,6 +1,7 @@
 """Every answer comes back in the passage's own characters; real text, the real tokenizer."""
 
 import random
+import re
 from pathlib import Path
 from typing import Any
 
@@ -33,9 +34,10 @@ def test_gold_spans_of_words_come_back_exactly(assets: Path, max_length) -> None
     for number in range(150):
         texts = [line.split("\t")[0] for line in draw.sample(lines, 6)]
         passage = "".join(text + draw.choice(ODD) for text in texts)
-        words = [i for i, c in enumerate(passage) if i and passage[i - 1].isspace() and c.strip()]
-        start = draw.choice(words)
-        answer = " ".join(passage[start:].split(" ")[: draw.randint(1, 4)]).rstrip()
+        words = list(re.finditer(r"\b[^\W_]+\b", passage))  # with punctuation right behind, too
+        first = draw.randrange(len(words) - 3)
+        start, end = words[first].start(), words[first + draw.randrange(4)].end()
+        answer = passage[start:end]
         rows["id"].append(str(number))
         rows["sentence1"].append(texts[0][:40])
         rows["sentence2"].append(passage)
