@@ -57,6 +57,7 @@ def test_the_head_has_one_output_and_is_found(kind) -> None:
     model: Any = tiny.model(kind, TASK)
     assert head_modules(model) == ["classifier", f"{kind}.pooler"]
     assert model.classifier.out_features == 1
+    assert model.config.num_labels == 2  # transformers' own: it means nothing to this head
 
 
 def test_a_student_is_cut_exported_and_teaches_the_next(tmp_path) -> None:
