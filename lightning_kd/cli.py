@@ -1,9 +1,7 @@
 """Recipes as commands: LightningCLI that fits, reports and exports, and run folders that resume.
 
-python recipes/dylora_glue.py --trainer.devices 4
 python recipes/dylora_glue.py --config configs/overlays/offline.yaml --data.task sst2
 python recipes/dylora_glue.py --resume runs/dylora_glue/2026-01-31_12-00-00
-python recipes/dylora_glue.py validate --ckpt_path runs/.../checkpoints/best.ckpt
 """
 
 import logging

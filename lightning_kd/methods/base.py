@@ -21,7 +21,7 @@ from lightning_kd.evaluation import AnswerKey, Evaluation, HasAnswerKeys, Stage
 from lightning_kd.export import atomic_directory
 from lightning_kd.models import make_student, quiet
 from lightning_kd.nested import Nested
-from lightning_kd.optim import check_schedule, decay_groups, lr_scheduler
+from lightning_kd.optim import can_fuse, check_schedule, decay_groups, lr_scheduler
 from lightning_kd.paper import Paper
 from lightning_kd.phases import Phase
 from lightning_kd.progress import Progress, logs_now, show
@@ -189,9 +189,7 @@ class TaskModule(L.LightningModule, ABC):
     def make_optimizer(self) -> Optimizer:
         """AdamW over the trainable parameters, vectors without decay."""
         groups = decay_groups(self.named_parameters(), self.weight_decay)
-        # fused: a fifth of the time, but with fp16's loss scaling it cannot clip
-        fused = self.device.type in ("cpu", "cuda") and self.trainer.precision != "16-mixed"
-        return torch.optim.AdamW(groups, lr=self.learning_rate, fused=fused)
+        return torch.optim.AdamW(groups, lr=self.learning_rate, fused=can_fuse(self))
 
     def _cut_window(self, batch_idx: int) -> float:
         """Makes up for Lightning's dividing by a whole window where the epoch ends inside it."""

@@ -181,7 +181,10 @@ def test_nonsense_is_refused_with_the_value(settings, message) -> None:
     ("settings", "message"),
     [
         ({"trajectory": None}, "ProKD needs --model.trajectory, or --teacher.epochs"),
-        ({"teacher_bits": 4}, "teacher_bits=4: a teacher whose weights are exchanged"),
+        (
+            {"teacher": None, "teacher_bits": 4},
+            "teacher_bits=4: a teacher whose weights are exchanged",
+        ),
         ({"num_checkpoints": 3, "teacher_epochs": 3}, "num_checkpoints=3, but .* has 2; lower"),
         ({"min_metric": 0.95}, r"min_metric=0.95 leaves out all of .* val/accuracy=0\.9; lower it"),
         (

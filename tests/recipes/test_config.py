@@ -17,6 +17,9 @@ def flat(settings, prefix="") -> dict[str, object]:
     for key, value in settings.items():
         if isinstance(value, dict):
             found |= flat(value, f"{prefix}{key}.")
+        elif isinstance(value, list) and value and all(isinstance(part, dict) for part in value):
+            for place, part in enumerate(value):
+                found |= flat(part, f"{prefix}{key}.{place}.")
         else:
             found[prefix + key] = value
     return found
