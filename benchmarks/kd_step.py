@@ -2,8 +2,9 @@
 
 Forward of student and teacher, tempered KL and cross-entropy, backward, AdamW, on the same models
 and batches: the MiniLM encoder teaches its first layers. TextBrewer's step is what its
-``BasicDistiller`` does with a batch, without its TensorBoard. The limit beside both: the student's
-own step and the teacher's forward pass.
+``BasicDistiller`` does with a batch, without its TensorBoard, and the AdamW of its examples; ours
+has the fused AdamW that `TaskModule` makes, and once TextBrewer's. The limit beside both: the
+student's own step and the teacher's forward pass.
 
     pip install --no-deps textbrewer==0.2.1.post1   # the peer; also in the `bench` extra
     python benchmarks/kd_step.py
@@ -53,12 +54,18 @@ def main() -> None:
     teacher: Any = load_model(given.student, task).eval().requires_grad_(requires_grad=False)
     first: Any = load_model(given.student, task).train()
     keep_layers(first, given.layers)
-    second, third = copy.deepcopy(first), copy.deepcopy(first)
-    module = VanillaKD(first, task, teacher=teacher, alpha=0.5, temperature=TEMPERATURE)
+    second, third, fourth = (copy.deepcopy(first) for _ in range(3))
+    module, again = (
+        VanillaKD(student, task, teacher=teacher, alpha=0.5, temperature=TEMPERATURE)
+        for student in (first, fourth)
+    )
     rival = distiller(teacher, second, caching=False)
 
     def ours(batch: Batch) -> Tensor:
         return sum(module.objective(batch).values(), torch.zeros(()))
+
+    def unfused(batch: Batch) -> Tensor:
+        return sum(again.objective(batch).values(), torch.zeros(()))
 
     def theirs(batch: Batch) -> Tensor:
         loss: Tensor = rival.train_on_batch(batch, {})[0]
@@ -72,8 +79,10 @@ def main() -> None:
 
     batches = token_batches(4, given.batch_size, given.length, 30522, given.seed)
 
-    def step(model: nn.Module, loss: Callable[[Batch], Tensor]) -> Callable[[], None]:
-        optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5)
+    def step(
+        model: nn.Module, loss: Callable[[Batch], Tensor], *, fused: bool = False
+    ) -> Callable[[], None]:
+        optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5, fused=fused)
         turn = iter(batches * 10**6)
 
         def one() -> None:
@@ -84,9 +93,10 @@ def main() -> None:
         return one
 
     systems = {
-        "lightning-kd": step(first, ours),
+        "lightning-kd": step(first, ours, fused=True),  # as `TaskModule` makes it
+        "same AdamW": step(fourth, unfused),
         "TextBrewer": step(second, theirs),
-        "limit": step(third, limit),
+        "limit": step(third, limit, fused=True),
     }
     seconds = interleaved(systems, given)
     print("milliseconds per step")
@@ -95,6 +105,11 @@ def main() -> None:
     report(
         "kd_step",
         Check("step / TextBrewer", ratio(seconds["lightning-kd"], seconds["TextBrewer"]), 1.0),
+        Check(
+            "step with TextBrewer's AdamW / TextBrewer",
+            ratio(seconds["same AdamW"], seconds["TextBrewer"]),
+            1.0,
+        ),
         Check(
             "step / student's step + teacher's forward pass",
             ratio(seconds["lightning-kd"], seconds["limit"]),

@@ -28,9 +28,12 @@ BASELINE = "none"
 class Runs:
     """The reported runs of one arm, by seed."""
 
-    def __init__(self, task: str, records: Sequence[Record]) -> None:
+    def __init__(self, records: Sequence[Record]) -> None:
         self.records = {record["seed"]: record for record in records}
-        self.metric = task_named(task).monitor
+        options = records[0]["options"]  # a study of no benchmark says what it measures
+        known = task_named(options["task"]) if "metric" not in options else None
+        self.metric = known.monitor if known else options["metric"]
+        self.num_classes = known.num_labels if known else options["classes"]
         self.finished = {s: r for s, r in self.records.items() if r["failed"] is None}
 
     @property
@@ -73,10 +76,7 @@ def collect(records: Sequence[Record]) -> dict[tuple[str, str], Arms]:
         if record["stage"] == "report":
             place = found.setdefault((record["init"], record["options"]["task"]), {})
             place.setdefault(record["arm"], []).append(record)
-    return {
-        (init, task): {arm: Runs(task, runs) for arm, runs in arms.items()}
-        for (init, task), arms in found.items()
-    }
+    return {place: {arm: Runs(runs) for arm, runs in arms.items()} for place, arms in found.items()}
 
 
 def comparisons(arms: Arms, margin: float) -> dict[str, Comparison]:
@@ -148,7 +148,7 @@ def _print_tests(
     )
     if "label_smoothing" in arms:
         _print_confidence(arms)
-    if {"label_smoothing", "tf_reg"} <= arms.keys() and task_named(task).num_labels == 2:
+    if {"label_smoothing", "tf_reg"} <= arms.keys() and arms[BASELINE].num_classes == 2:
         print("two classes: label_smoothing and tf_reg are one family here, not two findings")
 
 

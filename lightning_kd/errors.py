@@ -2,11 +2,15 @@
 
 import os
 import sys
+from collections.abc import Sequence
 from typing import NoReturn
 
 TRACEBACK = "LIGHTNING_KD_TRACEBACK"
-USER_ERRORS = (ValueError, TypeError, OSError, FloatingPointError, RuntimeError)
-"""What the library raises for input it cannot use; other errors are defects and keep a trace."""
+USER_ERRORS = (ValueError, TypeError, OSError, FloatingPointError, RuntimeError, ImportError)
+"""What the library raises for input it cannot use, or an extra it lacks.
+
+Other errors are defects and keep a trace.
+"""
 
 
 def explain(error: BaseException) -> NoReturn:
@@ -22,4 +26,17 @@ def explain(error: BaseException) -> NoReturn:
     raise SystemExit(1)
 
 
-__all__ = ["TRACEBACK", "USER_ERRORS", "explain"]
+def check_choice(name: str, value: str, choices: Sequence[str]) -> None:
+    """Raise `ValueError` where an option is none of those that there are.
+
+    >>> check_choice("reduction", "median", ("mean", "sum"))
+    Traceback (most recent call last):
+    ValueError: reduction must be mean or sum, got 'median'
+    """
+    if value not in choices:
+        *others, last = choices
+        named = f"{', '.join(others)} or {last}" if others else last
+        raise ValueError(f"{name} must be {named}, got {value!r}")
+
+
+__all__ = ["TRACEBACK", "USER_ERRORS", "check_choice", "explain"]

@@ -148,7 +148,7 @@ def write_peft(
     modules_to_save: Sequence[str],
     target_modules: Sequence[str],
     fan_in_fan_out: bool,
-    task_type: str = "SEQ_CLS",
+    task_type: str | None = "SEQ_CLS",
 ) -> None:
     """Write a folder for `peft.PeftModel.from_pretrained`, whole or not at all."""
     from peft import LoraConfig, TaskType
@@ -159,7 +159,7 @@ def write_peft(
         tensors[f"{PREFIX}{name}.lora_A.weight"] = lora_a
         tensors[f"{PREFIX}{name}.lora_B.weight"] = lora_b
     config = LoraConfig(
-        task_type=TaskType(task_type),
+        task_type=None if task_type is None else TaskType(task_type),
         r=adapter.rank,
         # PEFT declares a whole number; a fraction works and is kept only where one is needed.
         lora_alpha=int(adapter.alpha) if adapter.alpha == int(adapter.alpha) else adapter.alpha,  # type: ignore[arg-type]

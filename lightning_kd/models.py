@@ -1,14 +1,16 @@
-"""The one place that knows transformers: from a name to a model with the task's head."""
+"""From a name to a model with the task's head: the one place that knows transformers."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
 from torch import nn
 
+from lightning_kd.nn.resnet import CifarResNet, depth_of, is_resnet_folder
 from lightning_kd.nn.surgery import keep_layers
-from lightning_kd.tasks import Classification, Task
+from lightning_kd.tasks import Classification, Image, MultipleChoice, Task
 
 
 def load_model(name_or_path: str | Any, task: Task, *, pretrained: bool = True) -> nn.Module:
@@ -16,7 +18,9 @@ def load_model(name_or_path: str | Any, task: Task, *, pretrained: bool = True) 
 
     Args:
         name_or_path: A Hub name (``roberta-base``), a local Hugging Face folder, or a transformers
-            ``PretrainedConfig`` for a randomly initialized model (tests).
+            ``PretrainedConfig`` for a randomly initialized model (tests). For images also
+            ``resnet8``, ``resnet20`` and so on (`lightning_kd.nn.CifarResNet`, random weights), or
+            a folder that such a network was exported to.
         task: Decides the head, its width and the names of its labels. A saved head is used where it
             has that width (MRPC after RTE), and a new one else (MRPC after MNLI).
         pretrained: False takes the architecture of a name and random weights.
@@ -24,10 +28,12 @@ def load_model(name_or_path: str | Any, task: Task, *, pretrained: bool = True) 
     Raises:
         FileNotFoundError: It looks like a path, but there is no such folder.
         ConnectionError: The Hub cannot be reached and the model is not in its cache.
-        ValueError: Weights of the encoder are missing.
+        ValueError: Weights of the encoder are missing, or the model is not one for the task.
     """
     import transformers
 
+    if isinstance(name_or_path, str) and (found := _resnet(name_or_path, task, pretrained)):
+        return found
     head = getattr(transformers, task.auto_class)
     if isinstance(name_or_path, transformers.PretrainedConfig):
         for key, value in _head_settings(task).items():
@@ -44,8 +50,8 @@ def load_model(name_or_path: str | Any, task: Task, *, pretrained: bool = True) 
                 **settings,
                 **_head_settings(task),
             )
-    except OSError as error:
-        raise unreachable(name_or_path, error) from error
+    except (OSError, ValueError) as error:
+        raise _not_loaded(name_or_path, task, error) from error
     heads = tuple(f"{name}." for name in head_modules(model))
     unfit = [*report["missing_keys"], *(key for key, *_ in report["mismatched_keys"])]
     lost = sorted(key for key in unfit if not key.startswith(heads))
@@ -82,6 +88,41 @@ def make_student(
     return student
 
 
+def _resnet(name_or_path: str, task: Task, pretrained: bool) -> CifarResNet | None:
+    """The network of a name or folder; None for what is neither."""
+    depth = depth_of(name_or_path)
+    folder = Path(name_or_path).expanduser()
+    if depth is None and not is_resnet_folder(folder):
+        return None
+    if not isinstance(task, Image):
+        raise ValueError(f"{name_or_path} reads images, {task.name} is not about any")  # noqa: TRY004
+    if depth is not None:
+        return CifarResNet(depth, task.labels, task.num_channels)
+    network = read_resnet(folder, task)
+    config = network.config
+    if not pretrained:
+        return CifarResNet(config.depth, task.labels, task.num_channels, config.width, config.norm)
+    if config.num_labels != task.num_labels:
+        network.classifier = nn.Linear(network.classifier.in_features, task.num_labels)
+    network.config = replace(config, labels=task.labels)
+    return network
+
+
+def read_resnet(folder: Path, task: Image) -> CifarResNet:
+    """The network in a folder that `CifarResNet.save_pretrained` wrote.
+
+    Raises:
+        ValueError: It reads images of other channels, or is damaged.
+    """
+    network = CifarResNet.from_pretrained(folder)
+    if (found := network.config.num_channels) != task.num_channels:
+        raise ValueError(
+            f"{folder} reads images of {found} channel(s), those of {task.name} have "
+            f"{task.num_channels}; give another model"
+        )
+    return network
+
+
 def check_local(name_or_path: str) -> None:
     """Raise `FileNotFoundError` for what can only be a path, and is not there."""
     looks_local = name_or_path.count("/") != 1 or name_or_path.startswith((".", "~", "assets/"))
@@ -101,6 +142,14 @@ def unreachable(name_or_path: str, error: Exception) -> Exception:
         "give a local folder, or run `lightning-kd assets` and add "
         "--config configs/overlays/offline.yaml"
     )
+
+
+def _not_loaded(name_or_path: str, task: Task, error: Exception) -> Exception:
+    if isinstance(error, OSError):
+        return unreachable(name_or_path, error)
+    if isinstance(task, Image):  # transformers would list all its image classifiers
+        return ValueError(f"{name_or_path} is no image classifier, which {task.name} needs")
+    return ValueError(str(error))
 
 
 def head_modules(model: nn.Module) -> list[str]:
@@ -144,6 +193,8 @@ def quiet() -> Iterator[None]:
 
 
 def _head_settings(task: Task) -> dict[str, Any]:
+    if isinstance(task, MultipleChoice):  # one score for each choice, however many there are
+        return {}
     settings: dict[str, Any] = {"num_labels": task.num_labels}
     if isinstance(task, Classification):
         settings["id2label"] = dict(enumerate(task.labels))
@@ -154,7 +205,8 @@ def _head_settings(task: Task) -> dict[str, Any]:
 def with_padding(model: nn.Module, name_or_path: str | None = None) -> nn.Module:
     """The same model, told which token is padding where its configuration does not say."""
     config: Any = model.config
-    if getattr(config, "pad_token_id", None) is None:
+    reads_text = hasattr(config, "vocab_size")
+    if reads_text and getattr(config, "pad_token_id", None) is None:
         # Decoder models find the last real token by it: it has to be what the data are padded with.
         config.pad_token_id = _padding_of(name_or_path) if name_or_path else None
         if config.pad_token_id is None:
@@ -179,6 +231,7 @@ __all__ = [
     "load_model",
     "make_student",
     "quiet",
+    "read_resnet",
     "unreachable",
     "with_padding",
 ]

@@ -10,6 +10,7 @@ import lightning as L
 import torch
 from torch import Tensor
 
+from lightning_kd.callbacks import StudentAveraging
 from lightning_kd.data import BenchmarkDataModule
 from lightning_kd.evaluation import Evaluation
 from lightning_kd.methods import TaskModule
@@ -92,7 +93,7 @@ class Outcome:
             return
         module = self.module
         summary = Summary(
-            method=type(module).__name__,
+            method=self._method(),
             benchmark=self.datamodule.benchmark,
             task=module.task.name,
             model=str(module.hparams.get("student", type(module.student).__name__)),
@@ -117,10 +118,15 @@ class Outcome:
         write_report(self.run_dir, summary, references, chosen, exports, self.baseline)
         show(summary, self.run_dir, chosen, exports)
 
+    def _method(self) -> str:
+        """The method's name; with averaging it is another one, whose runs are not the same."""
+        averages = any(isinstance(c, StudentAveraging) for c in vars(self.trainer)["callbacks"])
+        return type(self.module).__name__ + (" + StudentAveraging" if averages else "")
+
     def _export_whole(self, folder: Path) -> None:
-        """The model with its tokenizer, without which it is of no use."""
+        """The model with what makes its inputs (a tokenizer), without which it is of no use."""
         with TemporaryDirectory() as written:
-            self.datamodule.tokenizer.save_pretrained(written)
+            self.datamodule.save_processing(Path(written))
             files = list(Path(written).iterdir())
             for file in files:  # of an earlier export, which replaces no files but its own
                 (folder / file.name).unlink(missing_ok=True)

@@ -18,7 +18,7 @@ import lightning as L
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 
-from lightning_kd.checkpoint_io import write_atomically
+from lightning_kd.checkpoint_io import remove_left_over, write_atomically
 
 if TYPE_CHECKING:
     from lightning_kd.methods import TaskModule
@@ -89,7 +89,10 @@ def read_lineage(folder: Path) -> list[PhaseRecord]:
     try:
         return [PhaseRecord(**record) for record in json.loads(path.read_text())["phases"]]
     except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{path} is damaged ({error}); start the run anew") from error
+        raise ValueError(
+            f"{path} is damaged ({error}); delete it and --resume the run: the record is made "
+            "again from the checkpoints"
+        ) from error
 
 
 def check_epochs(phases: Sequence[Phase], max_epochs: int | None) -> None:
@@ -137,9 +140,11 @@ def fit_phases(
             continue
         checkpoints = folder / "checkpoints" / phase.name
         trainer = trainer_for(phase, checkpoints)
-        if finished:
-            break
         last = checkpoints / "last.ckpt"
+        if finished:
+            if last.exists():  # ends at once, and what is logged from now on is at its last step
+                trainer.fit(module, datamodule=datamodule, ckpt_path=last)
+            break
         parent = _begin(module, phase, done[-1], folder, last) if done else None
         trainer.fit(module, datamodule=datamodule, ckpt_path=last if last.exists() else None)
         if trainer.fast_dev_run:  # type: ignore[attr-defined]
@@ -228,6 +233,7 @@ def _put(checkpoint: Path, target: Path) -> None:
     """A second name for the file, or a copy where the file system has none."""
     if target.exists() and target.samefile(checkpoint):
         return
+    remove_left_over(target)
     scratch = target.with_name(f"{target.name}.tmp-{os.getpid()}")
     scratch.unlink(missing_ok=True)
     try:

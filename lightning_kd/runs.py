@@ -1,10 +1,13 @@
 """Run folders: where a run writes, and how a command line goes back to one."""
 
+import fcntl
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from time import strftime
+
+from lightning.pytorch.utilities import rank_zero_only
 
 STAGES = ("fit", "validate", "test", "predict")
 RUN_DIR = "LIGHTNING_KD_RUN_DIR"
@@ -14,8 +17,9 @@ RUN_DIR = "LIGHTNING_KD_RUN_DIR"
 def with_settings(stage: str, args: list[str], recipe: str) -> tuple[list[str], Path]:
     """The command line with the settings of the run it goes back to, and the folder to write to.
 
-    An overlay ``offline.yaml`` may have a supplement for a recipe, ``offline/<recipe>.yaml``, which
-    is read right after it.
+    An overlay ``offline.yaml`` may have a version for a benchmark, ``offline/<benchmark>.yaml``,
+    which is read in its place, and a supplement for a recipe, ``offline/<recipe>.yaml``, which is
+    read right after it. A recipe's name ends in that of its benchmark.
     """
     args = _with_supplements(args, recipe)
     resume, args = _pop_option(args, "--resume")
@@ -30,6 +34,7 @@ def with_settings(stage: str, args: list[str], recipe: str) -> tuple[list[str], 
             raise FileNotFoundError(f"{resume} cannot be resumed: there is no {missing[0]}")
         if stage != "fit" or folder.resolve().parent.name != recipe:
             raise ValueError(f"{resume} is no run of {recipe}; resume it with its own recipe")
+        hold(folder)
         return ["--config", str(config), *args], folder
     checkpoint, _ = _pop_option(args, "--ckpt_path")
     if checkpoint is not None and not Path(checkpoint).is_file():
@@ -44,10 +49,16 @@ def with_settings(stage: str, args: list[str], recipe: str) -> tuple[list[str], 
 def _with_supplements(args: Sequence[str], recipe: str) -> list[str]:
     out: list[str] = []
     for word, before in zip(args, ["", *args], strict=False):
-        out.append(word)
-        path = word.partition("=")[2] if word.startswith("--config=") else word
-        supplement = Path(path).with_suffix("") / f"{recipe}.yaml"
-        if (before == "--config" or word.startswith("--config=")) and supplement.is_file():
+        given = word.removeprefix("--config=")
+        if before != "--config" and given == word:
+            out.append(word)
+            continue
+        folder = Path(given).with_suffix("")
+        version = folder / f"{recipe.rpartition('_')[2]}.yaml"
+        supplement = folder / f"{recipe}.yaml"
+        option = word.removesuffix(given)  # --config= or nothing
+        out.append(option + str(version) if version.is_file() else word)
+        if supplement.is_file():
             out.append(f"--config={supplement}")
     return out
 
@@ -79,6 +90,35 @@ def _new_run_dir(recipe: str) -> Path:
     return folder
 
 
+_held: dict[Path, int] = {}
+
+
+def hold(folder: Path) -> None:
+    """Keep other commands out of a run folder until `shared` ends or the process dies.
+
+    The lock is on the folder itself, and the system's: no file is left by a process that is killed.
+
+    Raises:
+        ValueError: Another command works in the folder.
+    """
+    folder = folder.resolve()
+    first = getattr(rank_zero_only, "rank", 0) == 0  # holds it for the other processes of the run
+    if folder in _held or not first:
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        os.close(descriptor)
+        raise ValueError(
+            f"another process is working in {folder}; let it end, or end it, before resuming"
+        ) from error
+    except OSError:  # a file system without locks
+        os.close(descriptor)
+        return
+    _held[folder] = descriptor
+
+
 @contextmanager
 def shared(run_dir: Path) -> Iterator[None]:
     """Within the block, processes that are started write to ``run_dir`` too."""
@@ -89,6 +129,8 @@ def shared(run_dir: Path) -> Iterator[None]:
     finally:
         if before is None:
             os.environ.pop(RUN_DIR, None)
+        if (descriptor := _held.pop(run_dir.resolve(), None)) is not None:
+            os.close(descriptor)
 
 
-__all__ = ["RUN_DIR", "STAGES", "shared", "with_settings"]
+__all__ = ["RUN_DIR", "STAGES", "hold", "shared", "with_settings"]

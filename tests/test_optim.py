@@ -1,4 +1,4 @@
-"""NestedAdamW against torch's AdamW and against one AdamW per component; schedules; groups."""
+"""NestedAdamW against torch's AdamW and against one AdamW per component; groups."""
 
 import copy
 from typing import Any
@@ -13,7 +13,6 @@ from torch.optim import Optimizer
 from lightning_kd.optim import (
     NestedAdamW,
     decay_groups,
-    lr_scheduler,
     nested_groups,
     require_whole_parameters,
 )
@@ -234,46 +233,6 @@ def test_matrices_decay_and_vectors_do_not_and_frozen_ones_are_left_out() -> Non
     assert decaying["weight_decay"] == 0.1
     assert [tuple(p.shape) for p in rest["params"]] == [(3,), (3,), (3,)]
     assert rest["weight_decay"] == 0
-
-
-def rates(schedule: str, warmup_fraction: float, steps: int = 20) -> list[float]:
-    optimizer = torch.optim.SGD([nn.Parameter(torch.ones(()))], lr=2.0)
-    scheduler = lr_scheduler(optimizer, schedule, warmup_fraction, steps)
-    found = []
-    for _ in range(steps + 1):
-        found.append(optimizer.param_groups[0]["lr"])
-        optimizer.step()
-        scheduler.step()
-    return found
-
-
-@pytest.mark.parametrize("schedule", ["linear", "cosine", "constant"])
-def test_warm_up_is_a_straight_line_to_the_peak(schedule) -> None:
-    assert rates(schedule, 0.25)[:6] == pytest.approx([0, 0.4, 0.8, 1.2, 1.6, 2.0])
-
-
-def test_linear_and_cosine_end_at_zero_and_constant_stays() -> None:
-    left = np.arange(15, -1, -1) / 15
-    assert rates("linear", 0.25)[5:] == pytest.approx(2 * left)
-    assert rates("cosine", 0.25)[5:] == pytest.approx(1 - np.cos(np.pi * left))
-    assert rates("constant", 0.25)[5:] == [2.0] * 16
-
-
-def test_without_warm_up_the_first_step_has_the_peak() -> None:
-    assert rates("linear", 0.0)[0] == 2.0
-
-
-@pytest.mark.parametrize(
-    ("schedule", "warmup_fraction", "message"),
-    [
-        ("step", 0.1, "lr_schedule must be one of linear, cosine, constant, got 'step'"),
-        ("linear", -0.1, "warmup_fraction must be between 0 and 1, got -0.1"),
-        ("linear", 6.0, "warmup_fraction must be between 0 and 1, got 6.0"),
-    ],
-)
-def test_an_unknown_schedule_or_fraction_is_named(schedule, warmup_fraction, message) -> None:
-    with pytest.raises(ValueError, match=message):
-        rates(schedule, warmup_fraction)
 
 
 def test_groups_of_nested_factors_name_their_axes_and_the_rest_decays_as_usual() -> None:

@@ -145,12 +145,32 @@ def test_cut_off_anywhere_it_ends_with_the_same_bits(phase, step, straight, tmp_
     assert [record.score for record in read_lineage(tmp_path)] == scores
 
 
-def test_cut_off_between_the_end_of_a_phase_and_its_record(straight, tmp_path) -> None:
-    with pytest.raises(DiedError):
-        run(tmp_path, more=[Dies("second", 0)])
+@pytest.mark.parametrize("step", [0, 2, None])
+def test_a_record_that_was_deleted_is_made_again_from_the_checkpoints(
+    step, straight, tmp_path
+) -> None:
+    if step is None:
+        run(tmp_path)
+    else:
+        with pytest.raises(DiedError):
+            run(tmp_path, more=[Dies("second", step)])
     (tmp_path / "lineage.json").unlink()
     module, _, _ = run(tmp_path)
     assert differing(straight[0], weights(module)) == []
+    assert [record.score for record in read_lineage(tmp_path)] == straight[1]
+
+
+def test_what_is_logged_after_a_finished_run_is_at_its_last_step(tmp_path) -> None:
+    for _ in range(2):
+        module = Twice(tiny.model(), TASK, learning_rate=0.01)
+
+        def trainer_for(phase, checkpoints):
+            callbacks = run_checkpoints(checkpoints, SCORE, 1)
+            epochs = {"max_epochs": phase.max_epochs}
+            return trainer(callbacks=callbacks, enable_checkpointing=True, **epochs)
+
+        ended, _ = fit_phases(module, TinyData(TASK), tmp_path, trainer_for)
+        assert (module.phase, ended.global_step, ended.current_epoch) == ("second", 3, 1)
 
 
 def test_a_finished_run_is_not_trained_again(tmp_path) -> None:
@@ -180,9 +200,12 @@ def test_a_record_of_other_phases_or_a_damaged_one_is_refused(tmp_path) -> None:
     path.write_text(json.dumps(content))
     with pytest.raises(ValueError, match=r"has the phases \['zeroth', 'second'\], this run has"):
         run(tmp_path)
-    path.write_text("{")
-    with pytest.raises(ValueError, match=r"lineage\.json is damaged"):
-        run(tmp_path)
+    for damaged in ("{", "[]", '{"phases": 2}', '{"phases": [{"phase": "first"}]}'):
+        path.write_text(damaged)
+        with pytest.raises(
+            ValueError, match=r"lineage\.json is damaged .*; delete it and --resume"
+        ):
+            run(tmp_path)
 
 
 def test_phases_that_do_not_add_up_are_refused() -> None:

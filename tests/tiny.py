@@ -5,7 +5,7 @@ conformance matrix fails on what is missing.
 """
 
 import atexit
-import json
+import copy
 import shutil
 import tempfile
 from collections.abc import Callable
@@ -15,8 +15,7 @@ from typing import Any, TypeVar
 
 import lightning as L
 import torch
-from torch import Tensor, nn
-from torch.utils.data import DataLoader
+from torch import nn
 
 from lightning_kd.methods import (
     AnnealingKD,
@@ -26,22 +25,37 @@ from lightning_kd.methods import (
     LabelRegularization,
     LoRA,
     NoisyLabelKD,
+    ProKD,
     TaskModule,
     VanillaKD,
 )
 from lightning_kd.models import load_model
+from lightning_kd.nn import CifarResNet
 from lightning_kd.paper_schedules import StepPsi
-from lightning_kd.tasks import Classification, Regression, SpanQA, Task
+from lightning_kd.tasks import Image, Task
+from tests.tiny_data import (
+    TASKS,
+    VOCABULARY,
+    WORDS,
+    batch,
+    digits_folder,
+    hellaswag_folder,
+    loader,
+    spans,
+    squad_folder,
+    sst2_folder,
+    tokenizer_folder,
+)
+from tests.trajectories import followed
+
+__all__ = [  # of tests/tiny_data.py, where a test may as well find them here
+    "TASKS", "VOCABULARY", "WORDS", "batch", "digits_folder", "hellaswag_folder", "loader", "spans",
+    "squad_folder", "sst2_folder", "tokenizer_folder",
+]  # fmt: skip
 
 Made = TypeVar("Made", bound=nn.Module)
-
-VOCABULARY = 40
-WORDS = [f"w{i}" for i in range(VOCABULARY - 5)]
-TASKS: dict[str, Task] = {
-    "classification": Classification("sst2", ("negative", "positive")),
-    "regression": Regression("stsb", 0.0, 5.0),
-    "spans": SpanQA("squad"),
-}
+NOT_CLAIMED = {"DyLoRA": ("images",), "LoRA": ("images",)}
+"""Kinds of tasks that a method is not for, by its name: a ResNet has no layers to adapt."""
 
 
 def config(kind: str = "bert", **changes: Any) -> Any:
@@ -72,61 +86,23 @@ def config(kind: str = "bert", **changes: Any) -> Any:
     return made(**{"vocab_size": VOCABULARY, **settings, **changes})
 
 
-def model(kind: str = "bert", task: Task = TASKS["classification"], seed: int = 0) -> nn.Module:
-    """A randomly initialized model, the same one for the same seed, in eval mode."""
+def model(
+    kind: str = "bert",
+    task: Task = TASKS["classification"],
+    seed: int = 0,
+    *,
+    batch_norm: bool = True,
+) -> nn.Module:
+    """A randomly initialized model, the same one for the same seed, in eval mode.
+
+    For images it is a ResNet-8 whatever the kind, and ``batch_norm`` its normalization.
+    """
     with torch.random.fork_rng():
         torch.manual_seed(seed)
+        if isinstance(task, Image):
+            norm: Any = "batch" if batch_norm else "group"
+            return CifarResNet(8, task.labels, task.num_channels, width=2, norm=norm).eval()
         return load_model(config(kind), task).eval()
-
-
-def batch(size: int = 4, task: Task = TASKS["classification"], seed: int = 0) -> dict[str, Tensor]:
-    """Right-padded random tokens of unequal lengths, with labels and idx."""
-    generator = torch.Generator().manual_seed(seed)
-    lengths = torch.randint(3, 9, (size,), generator=generator)
-    mask = (torch.arange(8) < lengths[:, None]).long()
-    tokens = torch.randint(5, VOCABULARY, (size, 8), generator=generator)
-    if isinstance(task, Classification):
-        labels = torch.randint(task.num_labels, (size,), generator=generator)
-    elif isinstance(task, SpanQA):
-        labels = spans(lengths, generator)
-    else:
-        labels = 5 * torch.rand(size, generator=generator)
-    made = {
-        "input_ids": tokens * mask,
-        "attention_mask": mask,
-        "labels": labels,
-        "idx": torch.arange(size),
-    }
-    if isinstance(task, SpanQA):  # token 1 is the question
-        made["answer_mask"] = mask.bool() & (torch.arange(8) != 1)
-    return made
-
-
-def spans(lengths: Tensor, generator: torch.Generator) -> Tensor:
-    """First and last token in ``2..length-1`` for each length, about every fourth twice 0."""
-    draws = torch.rand(len(lengths), 2, generator=generator).sort(1).values
-    places = 2 + (draws * (lengths[:, None] - 2)).long()
-    kept = torch.rand(len(lengths), generator=generator) > 0.25
-    return places * kept[:, None]
-
-
-def loader(
-    examples: int = 16, batch_size: int = 4, task: Task = TASKS["classification"], seed: int = 0
-) -> DataLoader[Any]:
-    """The same examples in the same order every epoch, in batches of equal size."""
-    whole = batch(examples, task, seed)
-    rows = [{k: v[i] for k, v in whole.items()} for i in range(examples)]
-    return DataLoader(rows, batch_size=batch_size)  # type: ignore[arg-type]
-
-
-def tokenizer_folder(folder: Path) -> Path:
-    """A WordPiece tokenizer that knows ``w0``..``w34``."""
-    from transformers import BertTokenizer
-
-    special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
-    vocabulary = {word: i for i, word in enumerate([*special, *WORDS])}
-    BertTokenizer(vocab=vocabulary).save_pretrained(folder)
-    return folder
 
 
 def model_folder(folder: Path, kind: str = "bert", seed: int = 0, **changes: Any) -> Path:
@@ -144,58 +120,6 @@ def named_model() -> str:
     folder = Path(tempfile.mkdtemp(prefix="lightning-kd-tiny-"))
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
     return str(model_folder(folder, seed=5))
-
-
-def sst2_folder(folder: Path, train: int = 32, dev: int = 12, test: int = 8) -> Path:
-    """SST-2 as published (with labels in test.tsv): the first word decides the label."""
-    generator = torch.Generator().manual_seed(0)
-    target = folder / "SST-2"
-    target.mkdir(parents=True, exist_ok=True)
-    for name, count in (("train", train), ("dev", dev), ("test", test)):
-        rows = ["sentence\tlabel"]
-        for _ in range(count):
-            words = torch.randint(
-                len(WORDS), (int(torch.randint(2, 8, (1,), generator=generator)),)
-            )
-            words = torch.randint(len(WORDS), words.shape, generator=generator)
-            rows.append(" ".join(WORDS[w] for w in words) + f"\t{int(words[0]) % 2}")
-        (target / f"{name}.tsv").write_text("\n".join(rows) + "\n")
-    return folder
-
-
-def squad_folder(folder: Path, train: int = 6, dev: int = 3) -> Path:
-    """SQuAD 1.1 and 2.0 as published: articles of two passages with two questions each.
-
-    A question asks for the words after one that its passage has once; in 2.0 every second one asks
-    for a word that is not there.
-    """
-    folder.mkdir(parents=True, exist_ok=True)
-    for version in ("v1.1", "v2.0"):
-        for name, count, first in (("train", train, 0), ("dev", dev, 1000)):
-            data = [_article(first + i, unanswerable=version == "v2.0") for i in range(count)]
-            content = json.dumps({"version": version, "data": data})
-            (folder / f"{name}-{version}.json").write_text(content)
-    return folder
-
-
-def _article(number: int, *, unanswerable: bool) -> dict[str, Any]:
-    generator = torch.Generator().manual_seed(number)
-    paragraphs = []
-    for p in range(2):
-        words = [WORDS[w] for w in torch.randperm(len(WORDS) - 5, generator=generator)[:20]]
-        entries = []
-        for q, place in enumerate(torch.randint(1, 17, (2,), generator=generator).tolist()):
-            nowhere = unanswerable and q == 1
-            text = " ".join(words[place : place + 2])
-            start = len(" ".join(words[:place])) + 1
-            entry = {
-                "id": f"{number}-{p}-{q}",
-                "question": WORDS[-1 - p] if nowhere else words[place - 1],
-                "answers": [] if nowhere else [{"text": text, "answer_start": start}],
-            }
-            entries.append(entry | ({"is_impossible": nowhere} if unanswerable else {}))
-        paragraphs.append({"context": " ".join(words), "qas": entries})
-    return {"title": f"Article {number}", "paragraphs": paragraphs}
 
 
 def taught(task: str | Task, sure: bool = False) -> dict[str, Any]:
@@ -220,6 +144,9 @@ METHODS: dict[str, Callable[..., TaskModule]] = {
     ),
     "LoRA": lambda student, task, **k: LoRA(student, task, **{"rank": 4, **k}),
     "NoisyLabelKD": lambda student, task, **k: NoisyLabelKD(student, task, **{**taught(task), **k}),
+    "ProKD": lambda student, task, **k: ProKD(
+        student, task, **followed({**taught(task), **SHORT_STAGES, "teacher_epochs": 2, **k}, task)
+    ),
     "VanillaKD": lambda student, task, **k: VanillaKD(student, task, **{**taught(task), **k}),
 }
 
@@ -260,6 +187,16 @@ ARGUMENTS: dict[str, dict[str, Any]] = {
     "LabelRegularization": {"alpha": 0.1, "temperature": 9.0, "tau_squared": False},
     "LoRA": {"rank": 2, "alpha": 1.0, "rslora": True, "dropout": 0.5},
     "NoisyLabelKD": {"alpha": 0.1, "temperature": 9.0, "hard_loss": "mae"},
+    "ProKD": {
+        "num_checkpoints": 1,
+        "min_metric": 0.7,
+        "max_temperature": 2,
+        "loss": "kl",
+        "alpha": 0.5,
+        "smoothing": False,
+        "order": "reversed",
+        "reduction": "sum",
+    },
     "VanillaKD": {"alpha": 0.1, "temperature": 9.0, "loss": "mse"},
 }
 """Another value of each constructor argument: training with it must end elsewhere than without.
@@ -268,9 +205,24 @@ Arguments with another effect are in `tests/conformance/arguments.py`.
 """
 
 
-def method(name: str, task: Task = TASKS["classification"], seed: int = 0, **k: Any) -> TaskModule:
-    """A method on a tiny BERT; equal arguments give equal weights."""
-    student = model("bert", task, seed)
+def claims(name: str, kind: str) -> bool:
+    """Whether a method is for tasks of this kind."""
+    return kind not in NOT_CLAIMED.get(name, ())
+
+
+def method(
+    name: str,
+    task: Task = TASKS["classification"],
+    seed: int = 0,
+    *,
+    batch_norm: bool = True,
+    **k: Any,
+) -> TaskModule:
+    """A method on a tiny BERT (or ResNet); equal arguments give equal weights.
+
+    Without ``batch_norm`` no example has a part in the answers to others.
+    """
+    student = model("bert", task, seed, batch_norm=batch_norm)
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         return METHODS[name](student, task, **k)
@@ -295,9 +247,13 @@ def trainer(*callbacks: L.Callback, **options: Any) -> L.Trainer:
     return L.Trainer(accelerator="cpu", callbacks=list(callbacks), **{**quiet, **options})
 
 
-@cache
 def skilled_teacher(task: Task) -> nn.Module:
     """A network that answers the first four examples (``batch(4)``) as they are labelled."""
+    return copy.deepcopy(_skilled_teacher(task))  # its own: a test may turn it into float64
+
+
+@cache
+def _skilled_teacher(task: Task) -> nn.Module:
     with torch.random.fork_rng():
         torch.manual_seed(1)
         teacher = model("bert", task, seed=1).train()

@@ -2,21 +2,27 @@
 
 from lightning_kd.data.base import BenchmarkDataModule
 from lightning_kd.data.batches import ResumableLoader, ShardedBatches
+from lightning_kd.data.cifar import CIFAR
 from lightning_kd.data.glue import GLUE
+from lightning_kd.data.hellaswag import HellaSwag
 from lightning_kd.data.noise import FlipLabels
 from lightning_kd.data.squad import SQuAD
+from lightning_kd.data.text import TextDataModule
 from lightning_kd.data.transform import Transform
 
-BENCHMARKS: tuple[type[BenchmarkDataModule], ...] = (GLUE, SQuAD)
+BENCHMARKS: tuple[type[BenchmarkDataModule], ...] = (CIFAR, GLUE, HellaSwag, SQuAD)
 """Every benchmark there is; `lightning_kd.tasks.task_named` searches it."""
 
 __all__ = [
     "BENCHMARKS",
+    "CIFAR",
     "GLUE",
     "BenchmarkDataModule",
     "FlipLabels",
+    "HellaSwag",
     "ResumableLoader",
     "SQuAD",
     "ShardedBatches",
+    "TextDataModule",
     "Transform",
 ]

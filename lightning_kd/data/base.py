@@ -1,10 +1,10 @@
-"""What all benchmark data modules share: splits, limits, the token cache and the loaders."""
+"""What all benchmark data modules share: splits, holdout, limit, transforms and the loaders."""
 
 import hashlib
 import json
 from abc import abstractmethod
-from collections.abc import Iterable, Mapping, Sequence
-from functools import cached_property, reduce
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import reduce
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -13,19 +13,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from lightning_kd.data.batches import ResumableDataModule, ResumableLoader, ShardedBatches
-from lightning_kd.data.encoding import (
-    FORMAT_VERSION,
-    Encoded,
-    Padding,
-    default_cache_dir,
-    digest,
-    encode,
-    load_tokenizer,
-    tokenize,
-    tokenizer_digest,
-)
-from lightning_kd.data.identity import TrainingText
-from lightning_kd.data.transform import Transform, training_notes
+from lightning_kd.data.encoding import digest
+from lightning_kd.data.transform import Examples, Transform, training_notes
 from lightning_kd.evaluation import Stage
 from lightning_kd.tasks import Task
 
@@ -33,8 +22,8 @@ if TYPE_CHECKING:
     from datasets import Dataset
 
 
-class BenchmarkDataModule(ResumableDataModule, TrainingText):
-    """One task of a benchmark, tokenized once, with the splits kept apart.
+class BenchmarkDataModule(ResumableDataModule):
+    """One task of a benchmark, with the splits kept apart.
 
     Test labels are mostly secret, so *validation* is the published dev set and there is no test
     set, unless the data folder has a labelled one. With a `holdout_fraction`, validation is that
@@ -42,24 +31,21 @@ class BenchmarkDataModule(ResumableDataModule, TrainingText):
 
     Args:
         task: name of the task.
-        tokenizer: Hugging Face name or folder of the tokenizer.
         data_dir: folder with the benchmark's published files; `None`: the Hugging Face Hub.
         batch_size: training examples per process and step.
         eval_batch_size: the same for validation, test and prediction; `None`: `batch_size`.
-        max_length: tokens kept of each example.
         train_transforms: changes to the training set, in this order.
         limit_examples: at most so many examples of every split, a random choice (so labels are
             mixed) that depends on `seed` only; `None`: all.
-        group_by_length: put training examples of similar length into the same batch.
         holdout_fraction: share of the training set to validate on; 0: validate on the published dev
-            set. Texts that occur twice stay together, so the share is approximate.
+            set. Examples that occur twice stay together, so the share is approximate.
         num_workers: loader processes; 0 is best here, because the data are in memory.
-        cache_dir: of tokenized data; `None`: `lightning-kd` in `$XDG_CACHE_HOME` or `~/.cache`.
         seed: of the order of training, the holdout and the limit.
     """
 
     benchmark: ClassVar[str]
     tasks: ClassVar[Mapping[str, Task]]
+    group_by_length = False
     other_test: ClassVar[str] = ""  # how else to get a test set, for a message
 
     data_sha256: str
@@ -68,17 +54,13 @@ class BenchmarkDataModule(ResumableDataModule, TrainingText):
     def __init__(  # noqa: PLR0913, PLR0917 (a data module is its options)
         self,
         task: str,
-        tokenizer: str,
         data_dir: str | None = None,
         batch_size: int = 32,
         eval_batch_size: int | None = None,
-        max_length: int = 128,
         train_transforms: Sequence[Transform] = (),
         limit_examples: int | None = None,
-        group_by_length: bool = False,
         holdout_fraction: float = 0.0,
         num_workers: int = 0,
-        cache_dir: str | None = None,
         seed: int = 0,
     ) -> None:
         super().__init__()
@@ -91,23 +73,21 @@ class BenchmarkDataModule(ResumableDataModule, TrainingText):
         for name, value in (
             ("batch_size", batch_size),
             ("eval_batch_size", eval_batch_size),
-            ("max_length", max_length),
             ("limit_examples", limit),
         ):
             if value < 1:
                 raise ValueError(f"{name} must be at least 1, got {value}")
         if not 0 <= holdout_fraction < 1:
             raise ValueError(f"holdout_fraction must be in [0, 1), got {holdout_fraction}")
-        self.task, self.tokenizer_name = task, tokenizer
+        self.task = task
         self.data_dir = None if data_dir is None else Path(data_dir).expanduser()
         self.batch_size, self.eval_batch_size = batch_size, eval_batch_size
-        self.max_length, self.limit_examples = max_length, limit_examples
-        self.train_transforms, self.holdout_fraction = tuple(train_transforms), holdout_fraction
-        self.group_by_length, self.num_workers, self.seed = group_by_length, num_workers, seed
-        self.cache_dir = default_cache_dir() if cache_dir is None else Path(cache_dir).expanduser()
+        self.limit_examples, self.holdout_fraction = limit_examples, holdout_fraction
+        self.train_transforms = tuple(train_transforms)
+        self.num_workers, self.seed = num_workers, seed
         for transform in self.train_transforms:
             transform.prepare(self.spec)
-        self._roles: dict[str, dict[str, Encoded]] = {}
+        self._roles: dict[str, dict[str, Any]] = {}
         self.notes: dict[str, Any] = {}
         """What a report says of the training set; known after `setup`."""
 
@@ -115,15 +95,6 @@ class BenchmarkDataModule(ResumableDataModule, TrainingText):
     def spec(self) -> Task:
         """The task: its labels, losses and metrics."""
         return self.tasks[self.task]
-
-    @cached_property
-    def tokenizer(self) -> Any:
-        """The tokenizer itself, with a padding token."""
-        return load_tokenizer(self.tokenizer_name, self.max_length)
-
-    @cached_property
-    def _tokenizer_digest(self) -> str:
-        return tokenizer_digest(self.tokenizer)
 
     @abstractmethod
     def read(self) -> "dict[str, Dataset]":
@@ -142,18 +113,40 @@ class BenchmarkDataModule(ResumableDataModule, TrainingText):
     def write_predictions(self, path: Path, idx: Tensor, answers: Tensor) -> None:
         """Write the answers `[n]` (class numbers or scores) to examples `idx` `[n]`."""
 
+    @abstractmethod
+    def save_processing(self, folder: Path) -> None:
+        """Write what turns raw inputs into the model's, to lie beside an exported model."""
+
+    @abstractmethod
+    def _read_in(self, examples: "Dataset", transforms: Sequence[Transform]) -> Examples:
+        """A split as it is trained or evaluated on: transformed, in arrays."""
+
+    @abstractmethod
+    def _held_together(self, train: "Dataset") -> Iterable[tuple[str, ...]]:
+        """For each example the texts (or a hash) that decide which part of a holdout it is in."""
+
+    @property
+    @abstractmethod
+    def _collate(self) -> Callable[[Any], dict[str, Tensor]]:
+        """Makes a batch of what a split gives for several indices."""
+
+    def _lengths(self, split: Any) -> Sequence[int] | None:
+        """Length of each example of a split, to save padding; None where all have the same."""
+        del split
+        return None
+
     def prepare_data(self) -> None:
-        """Read and tokenize into the cache; Lightning calls it in one process per machine."""
+        """Read (and tokenize into the cache); Lightning calls it in one process per machine."""
         self.setup()
 
     def setup(self, stage: str | None = None) -> None:
-        """Load the tokenized splits, all of them whatever the `stage`."""
+        """Load the splits, all of them whatever the `stage`."""
         del stage
         if self._roles:
             return
         published = self.read()
         digests = {name: digest(examples) for name, examples in published.items()}
-        self.data_sha256 = _sha256(digests)
+        self.data_sha256 = sha256_of(digests)
         self._roles = {
             role: {name: self._encode(split, role) for name, split in splits.items()}
             for role, splits in self._assign(published).items()
@@ -168,7 +161,7 @@ class BenchmarkDataModule(ResumableDataModule, TrainingText):
         test = {n: s for n, s in test.items() if "label" in s.column_names}
         if self.holdout_fraction > 0:
             train, held = self._hold_out(train)
-            test = {n.replace("validation", "test"): s for n, s in dev.items()}
+            test = {n.replace("validation", "test"): s for n, s in dev.items()} or test
             dev = {"validation": held}
         return {"train": {"train": train}, "validate": dev, "test": test, "predict": predict or dev}
 
@@ -176,7 +169,7 @@ class BenchmarkDataModule(ResumableDataModule, TrainingText):
         # By content rather than by position: the order of the file does not matter, and a text
         # that occurs twice is never in both parts.
         texts = self._held_together(train)
-        draws = [int(_sha256([self.seed, *text])[:13], 16) / 16**13 for text in texts]
+        draws = [int(sha256_of([self.seed, *text])[:13], 16) / 16**13 for text in texts]
         held = [i for i, draw in enumerate(draws) if draw < self.holdout_fraction]
         kept = [i for i, draw in enumerate(draws) if draw >= self.holdout_fraction]
         if not held or not kept:
@@ -186,11 +179,6 @@ class BenchmarkDataModule(ResumableDataModule, TrainingText):
             )
         return train.select(kept), train.select(held)
 
-    def _held_together(self, train: "Dataset") -> Iterable[tuple[str, ...]]:
-        """For each example the texts that decide which part it is in."""
-        columns = [train[name] for name in train.column_names if name.startswith("sentence")]
-        return zip(*columns, strict=True)
-
     def _limited(self, examples: "Dataset") -> "Dataset":
         if self.limit_examples is None or len(examples) <= self.limit_examples:
             return examples
@@ -198,31 +186,15 @@ class BenchmarkDataModule(ResumableDataModule, TrainingText):
         chosen = torch.randperm(len(examples), generator=generator)[: self.limit_examples]
         return examples.select(sorted(chosen.tolist()))
 
-    def _encode(self, split: "Dataset", role: str) -> Encoded:
+    def _encode(self, split: "Dataset", role: str) -> Any:
         examples = self._limited(split)
         transforms = self.train_transforms if role == "train" else ()
-        key = [digest(examples), self._tokenizer_digest, *self._tokenizing, FORMAT_VERSION]
-        key += [transform.fingerprint() for transform in transforms]
-        path = self.cache_dir / self.benchmark / f"{_sha256(key)}.arrow"
-
-        def make() -> "Dataset":
-            return reduce(lambda changed, transform: transform(changed), transforms, examples)
-
-        encoded = encode(make, self._tokenize, path)
+        encoded = self._read_in(examples, transforms)
         if transforms:
             self.notes = training_notes(transforms, examples, encoded)
         return encoded
 
-    @property
-    def _tokenizing(self) -> list[Any]:
-        """All settings that `_tokenize` depends on."""
-        return [self.max_length]
-
-    def _tokenize(self, examples: "Dataset") -> Any:
-        """The table that `encode` keeps; see `tokenize`."""
-        return tokenize(examples, self.tokenizer, self.max_length)
-
-    def _splits(self, role: str) -> dict[str, Encoded]:
+    def _splits(self, role: str) -> dict[str, Any]:
         self.setup()
         return self._roles[role]
 
@@ -263,7 +235,7 @@ class BenchmarkDataModule(ResumableDataModule, TrainingText):
             DataLoader(
                 split,
                 batch_size=self.eval_batch_size,
-                sampler=torch.as_tensor(split.lengths).argsort(stable=True).tolist(),
+                sampler=self._shortest_first(split),
                 **self._loader_options(),
             )
             for split in self._splits("predict").values()
@@ -280,7 +252,12 @@ class BenchmarkDataModule(ResumableDataModule, TrainingText):
             for split in self._splits(stage).values()
         ]
 
-    def _batches(self, split: Encoded, batch_size: int, *, shuffle: bool) -> ShardedBatches:
+    def _shortest_first(self, split: Any) -> list[int]:
+        lengths = self._lengths(split)
+        order = range(len(split))
+        return list(order) if lengths is None else sorted(order, key=lengths.__getitem__)
+
+    def _batches(self, split: Any, batch_size: int, *, shuffle: bool) -> ShardedBatches:
         return ShardedBatches(
             len(split),
             batch_size,
@@ -288,17 +265,23 @@ class BenchmarkDataModule(ResumableDataModule, TrainingText):
             rank=0 if self.trainer is None else self.trainer.global_rank,
             shuffle=shuffle,
             seed=self.seed,
-            lengths=split.lengths if self.group_by_length or not shuffle else None,
+            lengths=self._lengths(split) if self.group_by_length or not shuffle else None,
         )
 
     def _loader_options(self) -> dict[str, Any]:
         return {
-            "collate_fn": Padding(self.tokenizer),
+            "collate_fn": self._collate,
             "num_workers": self.num_workers,
             "persistent_workers": self.num_workers > 0,
             "pin_memory": torch.cuda.is_available(),
         }
 
 
-def _sha256(value: Any) -> str:
+def sha256_of(value: Any) -> str:
+    """Of a value's JSON."""
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
+
+
+def transformed(examples: "Dataset", transforms: Sequence[Transform]) -> "Dataset":
+    """The examples after all transforms, in their order."""
+    return reduce(lambda changed, transform: transform(changed), transforms, examples)

@@ -19,6 +19,19 @@ _GROUP = 50
 """Batches that are sorted by length together: more saves padding, fewer keeps more randomness."""
 
 
+class Drawn(list[int]):
+    """The examples of a batch, and the epoch that it is in, for what is drawn anew in each."""
+
+    epoch = 0
+
+    @classmethod
+    def of(cls, batch: list[int], epoch: int) -> "Drawn":
+        """That batch, in that epoch."""
+        drawn = cls(batch)
+        drawn.epoch = epoch
+        return drawn
+
+
 class ShardedBatches(DistributedSampler[list[int]]):
     """Lists of example numbers, one list per batch, for one of several processes.
 
@@ -87,7 +100,9 @@ class ShardedBatches(DistributedSampler[list[int]]):
         return min(wanted, self.num_examples // self.num_replicas)  # no process without an example
 
     def __iter__(self) -> Iterator[list[int]]:
-        return iter(self.batches(self.epoch)[self.start :])
+        # all at once: epoch and start are those of this moment
+        batches = self.batches(self.epoch)[self.start :]
+        return iter([Drawn.of(b, self.epoch) for b in batches] if self.shuffle else batches)
 
     def batches(self, epoch: int) -> list[list[int]]:
         """All batches of this process in an epoch."""

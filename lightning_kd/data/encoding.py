@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset as TorchDataset
 
-from lightning_kd.teacher_cache import content_key
+from lightning_kd.fingerprints import content_key
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -27,7 +27,7 @@ FORMAT_VERSION = 1
 
 Row = dict[str, Any]
 _LISTS = ("input_ids", "token_type_ids", "answer_mask", "char_begin", "char_end")
-_SCALARS = ("idx", "labels", "question")
+_SCALARS = ("idx", "labels", "question", "choice_lengths")
 
 
 class Encoded(TorchDataset[Any]):
@@ -79,7 +79,9 @@ class Encoded(TorchDataset[Any]):
         total = hashlib.sha256()
         for name, values in sorted({**self._flat, "offsets": self._offsets}.items()):
             total.update(name.encode() + np.ascontiguousarray(values).tobytes())
-        total.update(np.ascontiguousarray(self._scalars["idx"]).tobytes())
+        for name in ("idx", "choice_lengths"):
+            if name in self._scalars:
+                total.update(np.ascontiguousarray(self._scalars[name]).tobytes())
         return total.hexdigest()
 
     def row_keys(self) -> int | np.ndarray:
@@ -254,7 +256,8 @@ def digest(examples: "Dataset") -> str:
     names = sorted(examples.column_names)
     for chunk in examples.iter(batch_size=1000):
         rows = zip(*(chunk[name] for name in names), strict=True)
-        total.update(json.dumps([names, [list(row) for row in rows]]).encode())
+        content = [names, [list(row) for row in rows]]
+        total.update(json.dumps(content, default=bytes.hex).encode())
     return total.hexdigest()
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
-from lightning_kd.data.base import BenchmarkDataModule
+from lightning_kd.data.text import TextDataModule
 from lightning_kd.data.tsv import TsvLayout, read_tsv
 from lightning_kd.tasks import Classification, Regression, Task
 
@@ -89,12 +89,12 @@ _SOURCES: Mapping[str, _Source] = {
 }
 
 
-class GLUE(BenchmarkDataModule):
+class GLUE(TextDataModule):
     """One of the nine GLUE tasks; MNLI is evaluated on its matched and mismatched sets.
 
     Without `data_dir` the examples come from the Hugging Face Hub. With it, from the files as
     published: `data_dir` holds `CoLA`, `SST-2`, `MRPC`, `STS-B`, `QQP`, `MNLI`, `QNLI`, `RTE`,
-    `WNLI` (those needed), or is itself the folder of the task. Options: see `BenchmarkDataModule`.
+    `WNLI` (those needed), or is itself the folder of the task. Options: see `TextDataModule`.
 
     >>> sorted(GLUE.tasks)
     ['cola', 'mnli', 'mrpc', 'qnli', 'qqp', 'rte', 'sst2', 'stsb', 'wnli']

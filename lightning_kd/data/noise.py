@@ -80,7 +80,8 @@ class FlipLabels(Transform):
     @override
     def __call__(self, examples: "Dataset") -> "Dataset":
         labels = self.flip(torch.tensor(examples["label"]), torch.tensor(examples["idx"]))
-        return examples.remove_columns("label").add_column("label", labels.tolist())
+        # not add_column, which draws a bar where the examples are a part of a data set
+        return type(examples).from_dict({**examples.to_dict(), "label": labels.tolist()})
 
     def flip(self, labels: Tensor, idx: Tensor) -> Tensor:
         """The labels ``[n]`` of the examples ``idx [n]`` after noise.

@@ -1,7 +1,7 @@
 """From the spans of windows to answers in words, and their official scores."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -11,7 +11,7 @@ from torch import Tensor
 from torchmetrics.functional.text import squad
 
 from lightning_kd.data.encoding import Encoded
-from lightning_kd.functional.spans import best_spans
+from lightning_kd.functional.spans import best_spans, best_threshold
 from lightning_kd.tasks import Prediction, SpanQA
 
 if TYPE_CHECKING:
@@ -50,6 +50,8 @@ class SpanKey:
         max_answer_length: Tokens of the longest span, at least 1.
         threshold: "No answer" is given where it scores higher than the best span by more than this;
             None: never.
+        tuned: Called with the threshold of the best F1 by every `score`, which takes it from then
+            on; None: it stays.
     """
 
     def __init__(
@@ -60,10 +62,11 @@ class SpanKey:
         n_best: int = 20,
         max_answer_length: int = 30,
         threshold: float | None = None,
+        tuned: Callable[[float], None] | None = None,
     ) -> None:
         self.task, self.questions, self.windows = task, questions, windows
         self.n_best, self.max_answer_length = n_best, max_answer_length
-        self.threshold = threshold
+        self.threshold, self.tuned = threshold, tuned
 
     def record(
         self, prediction: Prediction, batch: dict[str, Tensor]
@@ -80,8 +83,13 @@ class SpanKey:
         self, idx: Int[Tensor, " n"], records: Float[Tensor, "n k 3"]
     ) -> dict[str, Float[Tensor, " q"]]:
         """Exact match and F1 of the official script, from 0 to 1, for each question."""
-        found = self.answers(idx, records[:, :2])  # the best span is enough
+        records = records[:, :2]  # the best span is enough
+        found = self.answers(idx, records)
         truths = {number: self.questions[number]["label"]["text"] for number in found}
+        if self.tuned is not None:
+            self.threshold = self._best_threshold(found, truths)
+            self.tuned(self.threshold)
+            found = self.answers(idx, records)
         pairs = [_official(answer.text, truths[n]) for n, answer in found.items()]
         exact, f1 = torch.tensor(pairs, dtype=torch.float64).T
         answered = torch.tensor([bool(truths[n]) for n in found])
@@ -108,6 +116,15 @@ class SpanKey:
                 if score > -math.inf
             )
         return {n: self._answer(n, spans[n], nulls[n]) for n in sorted(spans)}
+
+    def _best_threshold(
+        self, found: Mapping[int, SpanAnswer], truths: Mapping[int, Sequence[str]]
+    ) -> float:
+        rows = []
+        for n, answer in found.items():
+            span = next((text for text, _ in answer.choices if text), "")
+            rows.append((answer.no_answer, *(_official(text, truths[n])[1] for text in (span, ""))))
+        return best_threshold(*torch.tensor(rows, dtype=torch.float64).T)
 
     def _answer(
         self, question: int, spans: list[tuple[float, int, int, int]], null: float

@@ -5,14 +5,14 @@ import math
 from collections.abc import Iterable, Mapping
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from torch import Tensor
 
-from lightning_kd.data.base import BenchmarkDataModule
 from lightning_kd.data.encoding import Encoded, load_tokenizer
 from lightning_kd.data.span_answers import SpanAnswer, SpanKey
 from lightning_kd.data.squad_json import check_questions, read_squad
+from lightning_kd.data.text import TextDataModule
 from lightning_kd.data.windows import Windows
 from lightning_kd.evaluation import Stage
 from lightning_kd.tasks import SpanQA, Task
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 __all__ = ["SQuAD"]
 
 
-class SQuAD(BenchmarkDataModule):
+class SQuAD(TextDataModule):
     """Questions on passages: `squad` (1.1, every question has an answer) and `squad_v2` (2.0).
 
     Without `data_dir` the questions come from the Hugging Face Hub, with it from the published
@@ -48,8 +48,11 @@ class SQuAD(BenchmarkDataModule):
         n_best: spans kept of each window, and listed for each question by the predict stage.
         max_answer_length: tokens of the longest answer that is given.
         no_answer_threshold: "no answer" is given where it scores higher than the best span by more
-            than this; higher answers more questions. Of `squad_v2` only; None is 0.
-        options: see `BenchmarkDataModule`.
+            than this; higher answers more questions. Of `squad_v2` only; None is 0. `tuned` is the
+            one of the best F1 in the last validation: the report names it, and a test of the same
+            run uses it. Validation is then scored with what was chosen on it, as the official
+            script's `best_f1` is; hold a part out (`holdout_fraction`) for a figure that is not.
+        options: see `TextDataModule`.
 
     >>> sorted(SQuAD.tasks)
     ['squad', 'squad_v2']
@@ -71,7 +74,7 @@ class SQuAD(BenchmarkDataModule):
         max_question_length: int = 64,
         n_best: int = 20,
         max_answer_length: int = 30,
-        no_answer_threshold: float | None = None,
+        no_answer_threshold: float | Literal["tuned"] | None = None,
         **options: Any,
     ) -> None:
         super().__init__(task, tokenizer, data_dir, max_length=max_length, **options)
@@ -90,7 +93,15 @@ class SQuAD(BenchmarkDataModule):
             )
         self.doc_stride, self.max_question_length = doc_stride, max_question_length
         self.n_best, self.max_answer_length = n_best, max_answer_length
-        self.threshold = None if task == "squad" else no_answer_threshold or 0.0
+        self.threshold = None if task == "squad" else 0.0
+        self._tunes = no_answer_threshold == "tuned"
+        self._is_tuned = False
+        if isinstance(no_answer_threshold, str) and not self._tunes:
+            raise ValueError(
+                f"no_answer_threshold must be a number or tuned, got {no_answer_threshold!r}"
+            )
+        if no_answer_threshold is not None and not isinstance(no_answer_threshold, str):
+            self.threshold = no_answer_threshold
         self._keys: dict[Encoded, SpanKey] = {}
 
     @property
@@ -135,6 +146,15 @@ class SQuAD(BenchmarkDataModule):
             odds = {name: answer.no_answer for name, answer in found.items()}
             _write(path.with_name("null_odds.json"), odds)
 
+    def setup(self, stage: str | None = None) -> None:
+        """See `BenchmarkDataModule`; a threshold that is to be tuned needs a validation first."""
+        if stage in ("test", "predict") and self._tunes and not self._is_tuned:
+            raise ValueError(
+                f"no_answer_threshold=tuned is not known before a validation; to {stage}, give "
+                "--data.no_answer_threshold the number that the run's summary.json has"
+            )
+        super().setup(stage)
+
     def answer_key(self, stage: Stage, loader: int) -> SpanKey:
         """The passages and true answers of a split."""
         return self._keys[list(self._splits(stage).values())[loader]]
@@ -166,8 +186,15 @@ class SQuAD(BenchmarkDataModule):
                 self.n_best,
                 self.max_answer_length,
                 self.threshold,
+                self._take_threshold if self._tunes and role == "validate" else None,
             )
         return encoded
+
+    def _take_threshold(self, value: float) -> None:
+        self._is_tuned = True
+        self.notes["no_answer_threshold"] = value
+        for key in self._keys.values():
+            key.threshold = value
 
     def _held_together(self, train: "Dataset") -> Iterable[tuple[str, ...]]:
         groups = zip(train["title"], train["sentence2"], strict=True)

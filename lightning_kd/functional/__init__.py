@@ -7,6 +7,13 @@ from lightning_kd.functional.annealing import (
     quantile_margin,
     smoothing_factor,
 )
+from lightning_kd.functional.averaging import (
+    averaging_start,
+    cyclic_rate,
+    is_snapshot,
+    izmailov_rate,
+    running_mean_,
+)
 from lightning_kd.functional.dynamic_lora import (
     LORA_SCALINGS,
     dynamic_lora,
@@ -41,23 +48,39 @@ from lightning_kd.functional.noise import (
     sce_loss,
     small_loss,
 )
-from lightning_kd.functional.spans import best_spans
+from lightning_kd.functional.spans import best_spans, best_threshold
+from lightning_kd.functional.trajectory import (
+    checkpoint_of_epoch,
+    checkpoint_temperature,
+    epoch_temperature,
+    evenly_kept,
+    visiting_order,
+)
 
 __all__ = [
     "LORA_SCALINGS",
     "annealed_logit_mse",
+    "averaging_start",
     "best_spans",
+    "best_threshold",
     "blended_loss",
     "centered",
+    "checkpoint_of_epoch",
+    "checkpoint_temperature",
     "confidence",
+    "cyclic_rate",
     "draw_noisy_labels",
     "dynamic_lora",
     "dynamic_lora_sweep",
+    "epoch_temperature",
+    "evenly_kept",
     "forward_loss",
     "gce_loss",
     "gold_entropy",
     "gold_target",
     "hinge",
+    "is_snapshot",
+    "izmailov_rate",
     "kd_loss",
     "keep_rate",
     "label_gap",
@@ -71,6 +94,7 @@ __all__ = [
     "quantile_margin",
     "relabel",
     "robust_loss",
+    "running_mean_",
     "sce_loss",
     "small_loss",
     "smoothing_factor",
@@ -79,4 +103,5 @@ __all__ = [
     "teacher_free_code_loss",
     "tf_reg_loss",
     "truncate_svd",
+    "visiting_order",
 ]

@@ -1,11 +1,11 @@
-"""Which span of a text has the best start and end, unreduced."""
+"""Which span of a text has the best start and end, and when it is better to give none."""
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn.functional import pad
 
-__all__ = ["best_spans"]
+__all__ = ["best_spans", "best_threshold"]
 
 
 def best_spans(
@@ -49,3 +49,35 @@ def best_spans(
     missing = keep - scores.shape[1]
     spans = pad(torch.stack([first, last], -1), (0, 0, 0, missing))
     return spans, pad(scores, (0, missing), value=-torch.inf)
+
+
+def best_threshold(
+    margin: Float[Tensor, " q"], answered: Float[Tensor, " q"], unanswered: Float[Tensor, " q"]
+) -> float:
+    r"""The :math:`t` for which not answering where ``margin`` exceeds it scores best in the mean.
+
+    Only the margins themselves are tried, and a number below all of them (never answer): between
+    two of them nothing changes. Of equally good ones the lowest is taken.
+
+    Args:
+        margin: By how much "no answer" scores higher than the best span; questions whose margin is
+            not finite are left out.
+        answered: What a question is worth with its best span given, such as its F1.
+        unanswered: What it is worth with no answer given.
+
+    Returns:
+        The threshold; 0 where no margin is finite.
+
+    >>> margin = torch.tensor([-3.0, 2.0, 1.0, 4.0])
+    >>> best_threshold(margin, torch.tensor([1.0, 1, 0, 0]), torch.tensor([0.0, 0, 0, 1]))
+    2.0
+    """
+    finite = margin.isfinite()
+    margin, order = margin[finite].double().sort()
+    if not len(margin):
+        return 0.0
+    gains = (answered - unanswered)[finite][order].double().cumsum(0)
+    last = torch.cat([margin[1:] > margin[:-1], margin.new_ones(1, dtype=torch.bool)])
+    thresholds = torch.cat([margin[:1] - 1, margin[last]])  # equal margins share their fate
+    totals = torch.cat([gains.new_zeros(1), gains[last]])
+    return float(thresholds[totals.argmax()])

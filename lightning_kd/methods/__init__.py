@@ -10,6 +10,7 @@ from lightning_kd.methods.fine_tuning import FineTuning
 from lightning_kd.methods.label_regularization import LabelRegularization
 from lightning_kd.methods.lora import LoRA
 from lightning_kd.methods.noisy_label_kd import NoisyLabelKD
+from lightning_kd.methods.pro_kd import ProKD
 from lightning_kd.methods.vanilla_kd import VanillaKD
 
 METHODS = (
@@ -20,6 +21,7 @@ METHODS = (
     "LabelRegularization",
     "LoRA",
     "NoisyLabelKD",
+    "ProKD",
     "VanillaKD",
 )
 """Names of the classes that implement a method, as the README lists them."""
@@ -35,6 +37,7 @@ __all__ = [
     "LabelRegularization",
     "LoRA",
     "NoisyLabelKD",
+    "ProKD",
     "TaskModule",
     "VanillaKD",
 ]

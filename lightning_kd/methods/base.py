@@ -21,14 +21,14 @@ from lightning_kd.evaluation import AnswerKey, Evaluation, HasAnswerKeys, Stage
 from lightning_kd.export import atomic_directory
 from lightning_kd.models import make_student, quiet
 from lightning_kd.nested import Nested
-from lightning_kd.optim import check_schedule, decay_groups, lr_scheduler
+from lightning_kd.optim import can_fuse, check_schedule, decay_groups, lr_scheduler
 from lightning_kd.paper import Paper
 from lightning_kd.phases import Phase
 from lightning_kd.progress import Progress, logs_now, show
 from lightning_kd.tasks import Prediction, Task, task_named
 
 Batch = dict[str, Tensor]
-LRSchedule = Literal["linear", "cosine", "constant"]
+LRSchedule = Literal["linear", "cosine", "constant", "steps"]
 
 
 class TaskModule(L.LightningModule, ABC):
@@ -43,7 +43,8 @@ class TaskModule(L.LightningModule, ABC):
         learning_rate: Peak; never scaled by batch size or processes.
         weight_decay: Of matrices.
         warmup_fraction: Share of the optimizer steps spent warming up; 0 starts at the peak.
-        lr_schedule: ``linear`` and ``cosine`` decay to 0 at the last step, ``constant`` stays.
+        lr_schedule: ``linear`` and ``cosine`` decay to 0 at the last step, ``constant`` stays,
+            ``steps`` falls to a tenth after half of the steps and again after three quarters.
         optimizer: Makes another optimizer from the trainable parameters; it then decides the
             learning rate and the decay.
         student_layers: Of the student's layers keep so many first ones, or those of these numbers
@@ -188,7 +189,7 @@ class TaskModule(L.LightningModule, ABC):
     def make_optimizer(self) -> Optimizer:
         """AdamW over the trainable parameters, vectors without decay."""
         groups = decay_groups(self.named_parameters(), self.weight_decay)
-        return torch.optim.AdamW(groups, lr=self.learning_rate)
+        return torch.optim.AdamW(groups, lr=self.learning_rate, fused=can_fuse(self))
 
     def _cut_window(self, batch_idx: int) -> float:
         """Makes up for Lightning's dividing by a whole window where the epoch ends inside it."""

@@ -23,10 +23,10 @@ from typing_extensions import override
 
 from lightning_kd.checkpoint_io import write_atomically
 from lightning_kd.data.batches import ResumableLoader, ShardedBatches
+from lightning_kd.fingerprints import fingerprint_of
 from lightning_kd.functional.noise import relabel
 from lightning_kd.methods.base import Batch, TaskModule
 from lightning_kd.tasks import Task
-from lightning_kd.teacher_cache import fingerprint_of
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ class CrossFit:
         """The part that an example belongs to, in 0..folds-1.
 
         >>> [CrossFit(5, 1, 0, {}).fold_of(idx) for idx in range(8)]
-        [0, 2, 1, 4, 2, 1, 4, 1]
+        [1, 0, 2, 3, 3, 0, 4, 0]
         """
         return self.draw(f"fold/{idx}") % self.folds
 
@@ -167,8 +167,11 @@ def cross_fit(
             f"and can be picked; got a {type(loader).__name__}"
         )
     everything = torch.arange(len(cast("Sized", loader.dataset)))
-    batches = list(_loader(loader, everything))
-    idx, labels = (torch.cat([batch[name] for batch in batches]) for name in ("idx", "labels"))
+    columns, digests = [], []
+    for batch in _loader(loader, everything):  # not all at once: their tokens may fill the memory
+        columns.append((batch["idx"], batch["labels"]))
+        digests.append(_digest(batch))
+    idx, labels = map(torch.cat, zip(*columns, strict=True))
     if (distinct := len(set(idx.tolist()))) < len(idx):
         raise ValueError(
             f"{len(idx)} training examples share {distinct} idx, so that they have no answer of "
@@ -180,7 +183,8 @@ def cross_fit(
         raise ValueError(f"all {len(idx)} examples are in one of {plan.folds} folds; use more data")
     teacher = make_teacher()
     parts = [repr(plan), task.name, str(_batch_size(loader)), str(trainer.precision)]
-    parts += [torch.__version__, fingerprint_of(teacher), *map(_digest, batches)]
+    parts += [f"{trainer.accumulate_grad_batches}/{trainer.gradient_clip_val}"]
+    parts += [torch.__version__, fingerprint_of(teacher), *digests]
     key = hashlib.sha256("/".join(parts).encode()).hexdigest()[:16]
     files = {fold: folder / f"{key}_{fold}.npz" for fold in used}
     for fold, path in files.items():

@@ -24,6 +24,7 @@ from torch.optim import Optimizer
 from typing_extensions import override
 
 from lightning_kd.callbacks import SizeSampler
+from lightning_kd.errors import check_choice
 from lightning_kd.export import (
     Adapter,
     common_targets,
@@ -118,9 +119,9 @@ class DyLoRA(AdapterModule, Nested):
         **kwargs: Any,
     ) -> None:
         super().__init__(student, task, learning_rate=learning_rate, **kwargs)
-        _check_choice("update", update, ("frozen", "full"))
-        _check_choice("optimizer_semantics", optimizer_semantics, ("strict", "dense"))
-        _check_choice("evaluation", evaluation, ("loop", "sweep"))
+        check_choice("update", update, ("frozen", "full"))
+        check_choice("optimizer_semantics", optimizer_semantics, ("strict", "dense"))
+        check_choice("evaluation", evaluation, ("loop", "sweep"))
         if rank_sync == "per_process" and optimizer_semantics == "strict":
             raise ValueError(
                 "rank_sync=per_process needs optimizer_semantics=dense: the strict optimizer must "
@@ -293,8 +294,3 @@ class DyLoRA(AdapterModule, Nested):
         if sorted(set(sampler)) != sampler or not sampler:
             raise ValueError(f"a list of ranks must be ascending without repeats, got {sampler}")
         return [check(rank) for rank in sampler]
-
-
-def _check_choice(name: str, value: str, choices: Sequence[str]) -> None:
-    if value not in choices:
-        raise ValueError(f"{name} must be {' or '.join(choices)}, got {value!r}")

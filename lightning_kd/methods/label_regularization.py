@@ -17,12 +17,13 @@ target comes to is printed at the start. The study itself is
 ``benchmarks/label_regularization_study.py``.
 """
 
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
 import torch
 from torch import Tensor, nn
 from typing_extensions import override
 
+from lightning_kd.errors import check_choice
 from lightning_kd.functional import (
     confidence,
     gold_entropy,
@@ -35,14 +36,18 @@ from lightning_kd.methods.base import Batch
 from lightning_kd.methods.distillation import DistillationModule
 from lightning_kd.paper import Paper
 from lightning_kd.progress import logs_now
+from lightning_kd.regularizers import (
+    HAND_MADE,
+    TAUGHT,
+    Form,
+    Regularizer,
+    SmoothOver,
+    check_copy,
+    check_read,
+    check_teacher,
+)
 from lightning_kd.tasks import Prediction, Regression, Task
 
-Regularizer = Literal["none", "label_smoothing", "tf_reg", "self_kd", "kd"]
-SmoothOver = Literal["all", "wrong"]
-Form = Literal["mixture", "kl", "released"]
-
-TAUGHT = ("self_kd", "kd")
-HAND_MADE = ("label_smoothing", "tf_reg")
 MOST_SHOWN = 6
 """Classes of a target that are printed."""
 
@@ -55,8 +60,9 @@ class LabelRegularization(DistillationModule):
         task: See `TaskModule`.
         regularizer: ``none`` (fine-tuning), ``label_smoothing``, ``tf_reg``, ``self_kd`` or ``kd``.
         teacher: See `DistillationModule`; of ``kd`` and ``self_kd`` only. For ``self_kd`` a
-            fine-tuned copy of the student: the run of ``none`` with the same seed, or the student's
-            own name with ``--teacher.epochs``.
+            fine-tuned copy of the student: the export of the run of ``none`` with the same seed, or
+            the student's own name with ``--teacher.epochs``, which is that run (give it the same
+            epochs and learning rate).
         alpha: Weight of the regularizer in [0, 1]; 0 is fine-tuning, bit for bit. ``none`` sets 0.
         smooth_over: Of ``label_smoothing``: ``all`` classes (default; PyTorch's convention) or the
             ``wrong`` ones alone, which smooths more.
@@ -98,8 +104,8 @@ class LabelRegularization(DistillationModule):
         multiplier: float | None = None,
         **kwargs: Any,
     ) -> None:
-        _check_choice("regularizer", regularizer, get_args(Regularizer))
-        _check_teacher(regularizer, teacher is not None and teacher != "", kwargs)
+        check_choice("regularizer", regularizer, get_args(Regularizer))
+        check_teacher(regularizer, teacher is not None and teacher != "", kwargs)
         super().__init__(student, task, "" if teacher is None else teacher, **kwargs)
         if regularizer in HAND_MADE and isinstance(self.task, Regression):
             raise ValueError(
@@ -114,7 +120,7 @@ class LabelRegularization(DistillationModule):
             "tau_squared": tau_squared,
             "multiplier": multiplier,
         }
-        _check_read(regularizer, form, given)
+        check_read(regularizer, form, given)
         self.regularizer: Regularizer = regularizer
         self.alpha = 0.0 if regularizer == "none" else alpha
         self.smooth_over: SmoothOver = smooth_over or "all"
@@ -129,8 +135,8 @@ class LabelRegularization(DistillationModule):
         self._announced = False
 
     def _check_values(self) -> None:
-        _check_choice("smooth_over", self.smooth_over, get_args(SmoothOver))
-        _check_choice("form", self.form, get_args(Form))
+        check_choice("smooth_over", self.smooth_over, get_args(SmoothOver))
+        check_choice("form", self.form, get_args(Form))
         for name in ("alpha", "gold"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name} must be in [0, 1], got {getattr(self, name)}")
@@ -138,12 +144,17 @@ class LabelRegularization(DistillationModule):
             if getattr(self, name) <= 0:
                 raise ValueError(f"{name} must be positive, got {getattr(self, name)}")
 
+    @property
+    @override
+    def copies_student(self) -> bool:
+        return self.regularizer == "self_kd"
+
     @override
     def load_teacher(self) -> None:
         if self.regularizer in TAUGHT:
             super().load_teacher()
         if self.regularizer == "self_kd" and self.teacher is not None:
-            _check_copy(self.student, self.teacher.module)
+            check_copy(self.student, self.teacher.module)
 
     @override
     def objective(self, batch: Batch) -> dict[str, Tensor]:
@@ -246,50 +257,6 @@ class LabelRegularization(DistillationModule):
         if len(target) > MOST_SHOWN:
             shares.append(f"... ({len(target)} classes)")
         return f"{name}: the target of an example of class {label} is {', '.join(shares)}"
-
-
-def _check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
-    if value not in choices:
-        raise ValueError(f"{name} must be one of {', '.join(choices)}, got {value!r}")
-
-
-def _check_teacher(regularizer: str, given: bool, options: dict[str, Any]) -> None:
-    if regularizer in TAUGHT and not given:
-        what = "a fine-tuned copy of the student" if regularizer == "self_kd" else "a model"
-        raise ValueError(f"regularizer={regularizer} needs a teacher, {what}; give --model.teacher")
-    asked = [name for name in ("teacher_bits", "teacher_cache") if options.get(name) is not None]
-    asked = [*(["teacher"] if given else []), *asked]
-    if asked and regularizer not in TAUGHT:
-        raise ValueError(
-            f"regularizer={regularizer} has no teacher; drop {', '.join(asked)}, or use kd"
-        )
-
-
-def _check_read(regularizer: str, form: str | None, given: dict[str, Any]) -> None:
-    """Refuse an option that would be ignored."""
-    read = {"label_smoothing": ["smooth_over"], "tf_reg": ["gold", "form"]}.get(regularizer, [])
-    if regularizer in TAUGHT:
-        read = ["temperature", "tau_squared"]
-    elif regularizer == "tf_reg" and form == "released":
-        read = [*read, "temperature", "multiplier"]
-    for name, value in given.items():
-        if value is not None and name not in read:
-            its = f"its options are alpha, {', '.join(read)}" if read else "it has none"
-            arm = f"regularizer={regularizer}" + (f" with form={form}" if form else "")
-            raise ValueError(f"{arm} does not read {name}={value}; {its}")
-
-
-def _check_copy(student: nn.Module, teacher: nn.Module) -> None:
-    ours, theirs = (dict(model.named_parameters()) for model in (student, teacher))
-    other = sorted(ours.keys() ^ theirs.keys())
-    # 4-bit weights are packed: their shapes say nothing
-    numbers = [name for name in ours if name in theirs and theirs[name].is_floating_point()]
-    other += [name for name in numbers if ours[name].shape != theirs[name].shape]
-    if other:
-        raise ValueError(
-            "self_kd is taught by a copy of the student, but this teacher is another network (see "
-            f"{other[0]}); give the fine-tuned student, or use regularizer=kd"
-        )
 
 
 __all__ = ["LabelRegularization"]

@@ -64,8 +64,9 @@ class LoRA(AdapterModule):
             raise ValueError(f"rank must be a whole number of at least 1, got {rank}")
         check_lora(alpha, dropout)
         heads = head_modules(self.student) if modules_to_save is None else modules_to_save
+        kind = self.task.peft_type
         config = LoraConfig(
-            task_type=TaskType(self.task.peft_type),
+            task_type=None if kind is None else TaskType(kind),
             r=rank,
             lora_alpha=alpha,  # type: ignore[arg-type]  # PEFT computes with any number
             use_rslora=rslora,

@@ -27,6 +27,7 @@ from torch import Tensor, nn
 from typing_extensions import override
 
 from lightning_kd.callbacks import Anneal
+from lightning_kd.errors import check_choice
 from lightning_kd.functional.noise import blended_loss, relabel, robust_loss, small_loss
 from lightning_kd.methods.base import Batch
 from lightning_kd.methods.cross_fit import CrossFit, OutOfFold, cross_fit
@@ -88,6 +89,7 @@ class NoisyLabelKD(DistillationModule):
         tasks="GLUE",
         recipe="noisy_label_kd_glue",
         result="not available to us; inspired by it, the mitigations are ours",
+        ours="digits, 40 % noise: KD 87.2, co_distill 93.3 (docs/evidence/noisy_labels.md)",
     )
 
     def __init__(  # noqa: PLR0913, PLR0917 - what a user sets on the command line
@@ -271,8 +273,7 @@ def _check(method: NoisyLabelKD) -> None:
     """Raise for values out of range, and for what has no meaning together."""
     kinds = {"mitigation": Mitigation, "hard_loss": HardLoss, "target": Target, "refine": Refine}
     for name, kind in kinds.items():
-        if (value := getattr(method, name)) not in get_args(kind):
-            raise ValueError(f"{name} must be one of {', '.join(get_args(kind))}, got {value!r}")
+        check_choice(name, getattr(method, name), get_args(kind))
     ranges = (
         ("alpha", 0 <= method.alpha <= 1, "in [0, 1]"),
         ("blend", 0 <= method.blend <= 1, "in [0, 1]"),

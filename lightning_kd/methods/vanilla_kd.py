@@ -40,7 +40,7 @@ class VanillaKD(DistillationModule):
         title="Distilling the Knowledge in a Neural Network",
         venue="NIPS 2014 workshop",
         arxiv="1503.02531",
-        tasks="GLUE",
+        tasks="GLUE, SQuAD, HellaSwag, CIFAR",
         recipe="vanilla_kd_glue",
     )
 

@@ -1,13 +1,18 @@
 """Layers and the surgery that puts them into a model."""
 
+from lightning_kd.nn.batch_norm import batch_norm_layers, refresh_batch_norm
 from lightning_kd.nn.dynamic_lora import DynamicLoRALinear, dynamic_lora_layers, sample_ranks
+from lightning_kd.nn.resnet import CifarResNet
 from lightning_kd.nn.surgery import keep_layers, match_linear_layers, replace_modules
 
 __all__ = [
+    "CifarResNet",
     "DynamicLoRALinear",
+    "batch_norm_layers",
     "dynamic_lora_layers",
     "keep_layers",
     "match_linear_layers",
+    "refresh_batch_norm",
     "replace_modules",
     "sample_ranks",
 ]

@@ -85,9 +85,7 @@ def draw_curves(
             ax.plot(steps, values, label=short, marker=marker, markersize=3, **style)
         ax.set_ylabel(label)
         if names is scored:
-            for name, level in (levels or {}).items():
-                ax.axhline(level, color=GREY, linestyle="--", linewidth=1)
-                ax.annotate(name, (1, level), xycoords=("axes fraction", "data"), fontsize=8)
+            _draw_levels(ax, levels or {})
         for name, step in phases if len(phases) > 1 else ():
             if step > 0:
                 ax.axvline(step, color=GREY, linewidth=0.8)
@@ -100,8 +98,19 @@ def draw_curves(
                 ax.annotate(f" {name}", (step, 1.02), **place)
         ax.legend(fontsize=8, frameon=False)
         ax.grid(alpha=0.3)
+    axes[-1].set_xlim(left=0)  # where the first phase has its name
     axes[-1].set_xlabel("optimizer steps")
     return figure
+
+
+def _draw_levels(ax: "Axes", levels: Mapping[str, float]) -> None:
+    named: dict[float, list[str]] = {}
+    for name, level in levels.items():
+        named.setdefault(level, []).append(name)  # names of equal levels would cover each other
+    for level, names in named.items():
+        ax.axhline(level, color=GREY, linestyle="--", linewidth=1)
+        where: Any = ("axes fraction", "data")
+        ax.annotate(", ".join(names), (1, level), xycoords=where, fontsize=8)
 
 
 def plot_curves(

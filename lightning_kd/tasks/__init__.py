@@ -7,6 +7,8 @@ where an answer is given), ``c`` classes.
 """
 
 from lightning_kd.tasks.base import Prediction, Task
+from lightning_kd.tasks.choice import MultipleChoice
+from lightning_kd.tasks.images import Image
 from lightning_kd.tasks.labels import Classification, Regression
 from lightning_kd.tasks.spans import SpanQA
 
@@ -28,4 +30,13 @@ def task_named(name: str) -> Task:
     return tasks[name]
 
 
-__all__ = ["Classification", "Prediction", "Regression", "SpanQA", "Task", "task_named"]
+__all__ = [
+    "Classification",
+    "Image",
+    "MultipleChoice",
+    "Prediction",
+    "Regression",
+    "SpanQA",
+    "Task",
+    "task_named",
+]

@@ -10,7 +10,7 @@ from jaxtyping import Bool, Float, Shaped
 from torch import Tensor, nn
 from torchmetrics import Metric, MetricCollection
 
-NOT_INPUTS = ("labels", "idx", "answer_mask")
+NOT_INPUTS = ("labels", "idx", "answer_mask", "cache_row")
 """Keys of a batch that are not arguments of the model."""
 
 
@@ -37,11 +37,11 @@ class Task(ABC):
         eval_sets: Suffixes of the evaluation sets; ``""`` is the main one.
         ragged: Whether the last axis of the logits is as long as the batch's longest example.
         auto_class: The transformers class that puts the right head on a model.
-        peft_type: What PEFT calls the head, in an exported adapter.
+        peft_type: What PEFT calls the head, in an exported adapter; None: it has no name for it.
     """
 
     auto_class: ClassVar[str] = "AutoModelForSequenceClassification"
-    peft_type: ClassVar[str] = "SEQ_CLS"
+    peft_type: ClassVar[str | None] = "SEQ_CLS"
     ragged: ClassVar[bool] = False
     name: str
     num_labels: int

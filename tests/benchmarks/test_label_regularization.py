@@ -4,6 +4,7 @@ import json
 
 import pytest
 
+from benchmarks import label_regularization_digits as digits
 from benchmarks import label_regularization_study as study
 from benchmarks.label_regularization_report import collect, comparisons, print_report
 from tests import tiny
@@ -118,3 +119,22 @@ def test_runs_of_a_seed_share_head_order_and_dropout(folders) -> None:
     first, *others = (module.student.state_dict() for module in arms)
     for other in others:
         assert all((first[name] == other[name]).all() for name in first)
+
+
+def test_a_study_of_no_benchmark_says_what_it_measures(capsys) -> None:
+    told = {"task": "digits", "metric": "accuracy", "classes": 10}
+    arms = {"none": A, "label_smoothing": B, "tf_reg": B}
+    made = [record(a, s, v, options=told) for a, vs in arms.items() for s, v in enumerate(vs)]
+    print_report(made, margin=2.0)
+    out = capsys.readouterr().out
+    assert "digits, pretrained student, accuracy in points" in out
+    assert "two classes" not in out
+    print_report([{**r, "options": {**told, "classes": 2}} for r in made], margin=2.0)
+    assert "two classes" in capsys.readouterr().out
+
+
+def test_every_arm_of_the_digits_has_as_many_trials() -> None:
+    assert {len(digits.grid(arm)) for arm in digits.ARMS} == {4}
+    assert (
+        len({len({t["learning_rate"] for t in digits.grid(arm)}) for arm in digits.ARMS[1:]}) == 1
+    )

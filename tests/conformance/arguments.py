@@ -15,12 +15,13 @@ import torch
 from torch.optim import SGD
 
 from lightning_kd import methods
-from lightning_kd.methods import ContinuationKD, DistillationModule, DyLoRA, TaskModule
+from lightning_kd.methods import ContinuationKD, DistillationModule, DyLoRA, ProKD, TaskModule
 from lightning_kd.nested import Nested
 from lightning_kd.paper_schedules import StepPsi
 from lightning_kd.progress import Progress
 from tests import tiny
 from tests.conformance.matrix import TinyData, fit, trainer, weights
+from tests.trajectories import trajectory
 
 Observe = Callable[[TaskModule], Any]
 
@@ -81,7 +82,7 @@ def how_the_teacher_loads(module: TaskModule) -> Any:
     module.teach_with(tiny.named_model())
     try:
         module.load_teacher()
-    except ImportError as error:
+    except (ImportError, ValueError) as error:
         return str(error)
     assert module.teacher is not None
     return sorted({str(p.dtype) for p in module.teacher.module.parameters()})
@@ -97,6 +98,14 @@ def answers_kept(module: TaskModule) -> Any:
 def planned(module: TaskModule) -> Any:
     """The phases of the training."""
     return list(module.phases)
+
+
+def recorder(module: TaskModule) -> Any:
+    """How often the training of the run's own teacher is recorded."""
+    assert isinstance(module, ProKD)
+    with TemporaryDirectory() as folder:
+        (watcher,) = module.watch_teacher(Path(folder), epochs=2)
+    return vars(watcher)["every_n_steps"]
 
 
 def temperatures(module: TaskModule) -> Any:
@@ -161,7 +170,7 @@ ARGUMENTS: dict[str, dict[str, Change]] = {
     },
     "DistillationModule": {
         "teacher": Change(Made(lambda *_: tiny.model(seed=3))),
-        "teacher_bits": Change(4, how_the_teacher_loads),
+        "teacher_bits": Change(4, how_the_teacher_loads, given={"teacher": tiny.named_model()}),
         "teacher_cache": Change(Made(lambda _, folder: str(folder / "cache")), answers_kept),
     },
     "AnnealingKD": {
@@ -201,6 +210,15 @@ ARGUMENTS: dict[str, dict[str, Change]] = {
         "fold_dir": Change(
             Made(lambda _, folder: str(folder / "folds")), answers_in_the_run, given=REFINE
         ),
+    },
+    "ProKD": {
+        "trajectory": Change(Made(lambda *_: trajectory(tiny.model(seed=3)))),
+        "record_every_n_steps": Change(5, recorder),
+        "teacher_epochs": Change(7, planned),
+        "label_epochs": Change(3, planned),
+        "temperature_by": Change("epoch", given={"teacher_epochs": 4, "max_temperature": 4}),
+        "seed": Change(1, given={"order": "shuffled"}),
+        "best_from": Change("last_checkpoint", planned),
     },
     "DyLoRA": {
         "geometric_p": Change(0.05, given={"sampler": "geometric"}),

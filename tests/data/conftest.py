@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 
-from lightning_kd.data import GLUE, Transform, base
+from lightning_kd.data import GLUE, Transform, text
 
 WORDS = ["good", "bad", "film", "plot", "is", "was", "not", "very", "the", "a", "dull", "sharp"]
 SPECIAL = {
@@ -78,7 +78,7 @@ def no_tokenizing(monkeypatch):
     def refuse(*_: Any) -> None:
         raise AssertionError("tokenized again")
 
-    return lambda: monkeypatch.setattr(base, "tokenize", refuse)
+    return lambda: monkeypatch.setattr(text, "tokenize", refuse)
 
 
 class Shout(Transform):

@@ -78,6 +78,19 @@ def test_no_answer_is_given_above_the_threshold_by_the_window_where_it_scores_le
     assert (("", 4.0) in answer.choices) == (threshold is not None)
 
 
+def test_a_tuned_threshold_is_that_of_the_best_f1_and_counts_at_once() -> None:
+    """Margins 3 (no answer is right) and 1 (the span is): with 1 both are right."""
+    records = rows((4.0, (4, 4, 1.0)), (9.0, (6, 6, 1.0)), (2.0, (3, 4, 1.0)))
+    taken: list[float] = []
+    given = key(answers=([], ["the film"]), threshold=0.0, tuned=taken.append)
+    scores = given.score(torch.arange(3), records)
+    assert taken == [1.0]
+    assert given.threshold == 1.0
+    assert scores["f1"].tolist() == [1, 1]
+    fixed = key(answers=([], ["the film"]), threshold=0.0).score(torch.arange(3), records)
+    assert fixed["f1"].tolist() == [1, 0]
+
+
 def test_record_keeps_the_null_score_and_the_best_allowed_spans() -> None:
     logits = torch.zeros(1, 2, 6)
     logits[0, 0, 1] = logits[0, 1, 5] = 99.0  # question and padding

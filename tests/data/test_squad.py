@@ -122,6 +122,22 @@ def test_the_threshold_gives_more_or_fewer_answers(make) -> None:
     assert answered == {-99.0: 0, None: 6, 99.0: 12}
 
 
+def test_a_tuned_threshold_is_of_validation_reported_and_used_for_the_test(make) -> None:
+    data = make("squad_v2", no_answer_threshold="tuned", holdout_fraction=0.5, seed=1)
+    with pytest.raises(ValueError, match=r"not known before a validation; to test, give --data"):
+        data.setup("test")
+    data.setup()
+    assert data.answer_key("test", 0).threshold == 0
+    idx, records = told(data)
+    records[:, 0, 2] += 50  # sure that there is no answer, by 50 too much
+    scores = data.answer_key("validate", 0).score(idx, records)
+    assert scores["f1"].mean() == 1
+    threshold = data.notes["no_answer_threshold"]
+    assert 30 < threshold < 60
+    assert data.answer_key("test", 0).threshold == threshold
+    data.setup("test")
+
+
 def test_a_holdout_is_of_whole_articles_and_the_published_dev_set_the_test(make) -> None:
     data = make(holdout_fraction=0.5, seed=1)
     data.setup()
@@ -180,6 +196,8 @@ def test_a_transform_changes_training_questions_only(make) -> None:
     changed, plain = make(train_transforms=[Ask()]), make()
     batch = next(iter(changed.train_dataloader()))
     assert (batch["input_ids"][:, 1] == 5).all()  # w0
+    windows = len(changed._splits("train")["train"])
+    assert changed.notes == {"train_transforms": ["Ask"], "train_examples": windows}
     assert torch.equal(*(next(iter(d.val_dataloader()[0]))["input_ids"] for d in (changed, plain)))
 
 
@@ -250,6 +268,7 @@ def test_an_unreachable_hub_names_the_way_out(make) -> None:
         ({"n_best": 0}, "n_best must be at least 1, got 0"),
         ({"max_answer_length": 0}, "max_answer_length must be at least 1"),
         ({"max_question_length": 0}, "max_question_length must be at least 1"),
+        ({"task": "squad_v2", "no_answer_threshold": "best"}, "a number or tuned, got 'best'"),
         ({"no_answer_threshold": 1.0}, r"no_answer_threshold=1.0 has no effect.*use squad_v2"),
     ],
 )

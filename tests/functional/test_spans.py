@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from lightning_kd.functional import best_spans
+from lightning_kd.functional import best_spans, best_threshold
 
 
 def by_loop(logits, max_length) -> list[tuple[float, tuple[int, int]]]:
@@ -54,3 +54,27 @@ def test_halves_are_added_in_full_precision() -> None:
 def test_fewer_than_one_is_an_error(wrong) -> None:
     with pytest.raises(ValueError, match="must be at least 1, got"):
         best_spans(torch.randn(1, 2, 4), **wrong)
+
+
+def mean_score(threshold, margin, answered, unanswered) -> float:
+    """By a loop over the questions."""
+    rows = zip(margin.tolist(), answered.tolist(), unanswered.tolist(), strict=True)
+    return sum(none if m > threshold else span for m, span, none in rows) / len(margin)
+
+
+def test_no_threshold_is_better_than_the_best() -> None:
+    """Against a fine grid; margins with ties, as quantized models give them."""
+    for seed in range(20):
+        generator = torch.Generator().manual_seed(seed)
+        margin = torch.randint(-4, 5, (9,), generator=generator).float()
+        given = torch.rand(2, 9, generator=generator).round(decimals=1)
+        best = best_threshold(margin, *given)
+        grid = [mean_score(t / 2, margin, *given) for t in range(-20, 21)]
+        assert mean_score(best, margin, *given) == pytest.approx(max(grid))
+
+
+def test_margins_that_are_no_numbers_decide_nothing() -> None:
+    margin = torch.tensor([math.nan, math.inf, 1.0])
+    assert best_threshold(margin, torch.tensor([9.0, 9.0, 0.0]), torch.tensor([0.0, 0, 1])) == 0.0
+    assert best_threshold(margin[:2], torch.ones(2), torch.zeros(2)) == 0.0
+    assert best_threshold(margin[2:], torch.ones(1), torch.zeros(1)) == 1.0

@@ -254,8 +254,8 @@ def test_constant_is_plain_regression_of_the_logits() -> None:
         ({"max_temperature": 10, "teacher_epochs": 5}, "each of 10 temperatures .* got teacher_ep"),
         ({"label_epochs": -1}, "label_epochs must be at least 0, got -1"),
         ({"schedule": "zigzag"}, "schedule must be stepwise, .*, got 'zigzag'"),
-        ({"reduction": "none"}, "reduction must be mean, sum, got 'none'"),
-        ({"best_from": "first"}, "best_from must be stage1, final_temperature, got 'first'"),
+        ({"reduction": "none"}, "reduction must be mean or sum, got 'none'"),
+        ({"best_from": "first"}, "best_from must be stage1 or final_temperature, got 'first'"),
     ],
 )
 def test_nonsense_is_refused_with_the_value(settings, message) -> None:

@@ -103,6 +103,15 @@ def test_another_optimizer_decides_rate_and_decay_and_keeps_the_schedule() -> No
     assert optimizer.param_groups[0]["lr"] == pytest.approx(0, abs=1e-9)  # linear, at the end
 
 
+@pytest.mark.parametrize(("precision", "fused"), [("32-true", True), ("16-mixed", False)])
+def test_adamw_is_fused_except_where_gradients_could_not_be_clipped_then(precision, fused) -> None:
+    module = made()
+    trainer = tiny.trainer(precision="32-true", max_steps=1, limit_val_batches=0)
+    trainer.strategy.precision_plugin.precision = precision
+    module.trainer = trainer
+    assert [g["fused"] for g in module.make_optimizer().param_groups] == [fused, fused]
+
+
 def test_a_training_without_an_end_is_refused() -> None:
     with pytest.raises(ValueError, match=r"no known end.*set trainer.max_epochs"):
         tiny.trainer(max_epochs=-1, max_time="00:00:01:00").fit(
@@ -220,10 +229,10 @@ def test_counts_what_trains() -> None:
     [
         (
             {"lr_schedule": "step"},
-            "lr_schedule must be one of linear, cosine, constant, got 'step'",
+            "lr_schedule must be one of linear, cosine, constant, steps, got 'step'",
         ),
         ({"warmup_fraction": 1.5}, "warmup_fraction must be between 0 and 1, got 1.5"),
-        ({"task": "sst-2"}, "there is no task 'sst-2'; choose from cola"),
+        ({"task": "sst-2"}, "there is no task 'sst-2'; choose from cifar10, .*, sst2, stsb"),
     ],
 )
 def test_a_setting_out_of_range_is_named_before_anything_is_loaded(settings, message) -> None:

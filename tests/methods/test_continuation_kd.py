@@ -117,6 +117,27 @@ def test_c8_the_teacher_is_asked_while_psi_is_below_one_and_no_longer(monkeypatc
     assert calls == [1 / 8] * 3 + [2 / 8] * 3  # three batches in each of two epochs
 
 
+def test_c8_a_teacher_by_name_is_dropped_when_psi_is_one_for_good(tmp_path) -> None:
+    held: list[bool] = []
+
+    class Look(L.Callback):
+        def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx) -> None:
+            held.append(pl_module.teacher is not None)
+
+    def made() -> Any:
+        psi = LinearPsi(4, until=1)
+        name = tiny.named_model()
+        return tiny.method("ContinuationKD", TASK, teacher=name, psi=psi, margin="auto")
+
+    whole, resumed = made(), made()
+    fit(whole, folder=tmp_path, max_epochs=3, callbacks=[Look()])
+    assert held == [True] * 3 + [False] * 6
+    middle = tmp_path / "step=5.ckpt"
+    fit(resumed, folder=tmp_path, ckpt_path=middle, max_epochs=3, callbacks=[Look()])
+    assert held[9:] == [False] * 4
+    assert differing(weights(whole), weights(resumed)) == []
+
+
 def test_c9_a_resumed_run_has_the_same_numbers(tmp_path) -> None:
     def made() -> Any:
         return tiny.method("ContinuationKD", TASK, margin="auto", psi=LinearPsi(4, until=3))

@@ -177,6 +177,12 @@ def test_other_settings_do_not_find_them(change, spied, tmp_path) -> None:
     assert len(spied[0]) == 2 * FOLDS
 
 
+def test_another_size_of_step_does_not_find_them(spied, tmp_path) -> None:
+    fit(make(tmp_path), max_steps=1)
+    fit(make(tmp_path), max_steps=1, accumulate_grad_batches=2)
+    assert len(spied[0]) == 2 * FOLDS
+
+
 def test_other_labels_do_not_find_them(spied, tmp_path) -> None:
     fit(make(tmp_path), max_steps=1)
     data = TinyData(TASK)

@@ -244,10 +244,10 @@ def test_robust_losses_take_the_place_of_the_hard_one(name) -> None:
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"mitigation": "clean"}, "mitigation must be one of none, co_distill, label_refine, got"),
-        ({"hard_loss": "ce"}, "hard_loss must be one of task, mae"),
-        ({"target": "self"}, "target must be one of mutual"),
-        ({"refine": "both"}, "refine must be one of hard"),
+        ({"mitigation": "clean"}, "mitigation must be none, co_distill or label_refine, got"),
+        ({"hard_loss": "ce"}, "hard_loss must be task, mae"),
+        ({"target": "self"}, "target must be mutual"),
+        ({"refine": "both"}, "refine must be hard"),
         ({"alpha": 1.5}, r"alpha must be in \[0, 1\], got 1\.5"),
         ({"blend": -1}, r"blend must be in \[0, 1\], got -1"),
         ({"temperature": 0}, "temperature must be positive, got 0"),
@@ -260,7 +260,7 @@ def test_robust_losses_take_the_place_of_the_hard_one(name) -> None:
         ({"task": tiny.TASKS["regression"], "hard_loss": "mae"}, "stsb has none"),
         ({"task": tiny.TASKS["regression"], "mitigation": "label_refine"}, "stsb has none"),
     ],
-    ids=str,
+    ids=lambda value: "-".join([value] if isinstance(value, str) else value),  # no task's address
 )
 def test_what_makes_no_sense_is_named(settings, message) -> None:
     task = settings.pop("task", TASK)

@@ -2,6 +2,7 @@
 
 import csv
 
+import pytest
 import yaml  # type: ignore[import-untyped]
 
 from lightning_kd.phases import read_lineage
@@ -40,3 +41,29 @@ def test_continuation_kd_with_psi_from_the_command_line(site) -> None:
     assert len(column(run_dir, "train/hinge")) == len(column(run_dir, "train/active")) == 8
     written = yaml.safe_load((run_dir / "config.yaml").read_text())["model"]["psi"]
     assert written["init_args"] == {"epochs": 4, "until": 1}
+
+
+@pytest.mark.parametrize(
+    ("stem", "settings", "message"),
+    [
+        ("annealing_kd_glue", {"trainer.max_epochs": 7}, "2 (teacher) + 1 (labels) = 3 epochs"),
+        ("continuation_kd_glue", {"model.max_temperature": 3}, "into 3 stairs"),
+        (
+            "continuation_kd_glue",
+            {"model.psi": "Constant", "model.psi.value": 1.5},
+            "psi must rise",
+        ),
+    ],
+    ids=["phases", "stairs", "psi"],
+)
+def test_a_length_that_cannot_be_is_refused_before_the_teacher_is_trained(
+    stem, settings, message, site, capsys
+) -> None:
+    before = site.runs()
+    fixed = {"model.max_temperature": 1, "teacher.epochs": 1}
+    if stem == "annealing_kd_glue":
+        fixed |= {"model.teacher_epochs": 2, "model.label_epochs": 1}
+    with pytest.raises(SystemExit):
+        site.fit(stem, **{**fixed, **settings})
+    assert message in capsys.readouterr().err
+    assert not [run for run in site.runs() if run not in before and (run / "teacher").exists()]

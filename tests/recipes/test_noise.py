@@ -41,9 +41,9 @@ def test_noise_on_a_regression_is_refused_before_training(site, capsys) -> None:
 
 
 def test_refined_labels_are_in_the_summary_and_their_teachers_answers_in_the_run(site) -> None:
-    settings = {"model.mitigation": "label_refine", "model.fold_learning_rate": 0.02}
-    more = {"trainer.max_epochs": 1, "model.folds": 2, "model.fold_epochs": 1}
-    folder = site.fit("noisy_label_kd_glue", **settings, **more)
+    settings = {"model.mitigation": "label_refine", "model.teacher": site.model}
+    settings |= {"model.folds": 2, "model.fold_epochs": 1, "model.fold_learning_rate": 0.02}
+    folder = site.fit("noisy_label_kd_glue", **settings, **{"trainer.max_epochs": 1})
     notes = summary(folder)["notes"]
     assert notes["train_transforms"] == ["FlipLabels(kind=symmetric, rate=0.2, seed=0)"]
     assert notes["refinement"] == "hard"

@@ -51,6 +51,15 @@ def test_there_is_a_panel_for_each_kind_with_all_points(path) -> None:
     assert scores.get_xlabel() == "optimizer steps"
 
 
+def test_the_first_phase_has_its_name_on_the_axes_and_equal_levels_share_theirs(path) -> None:
+    metrics, phases = read_metrics(path)
+    figure = draw_curves(metrics, phases, {"teacher": 0.5, "most frequent class": 0.5, "kd": 0.6})
+    losses, _, scores = figure.axes
+    first: Any = losses.texts[0]
+    assert losses.get_xlim()[0] == 0 == first.xy[0]
+    assert [t.get_text() for t in scores.texts] == ["teacher, most frequent class", "kd"]
+
+
 def test_the_picture_is_a_png_and_the_size_drawn_each_step_is_no_curve(path, tmp_path) -> None:
     from matplotlib.image import imread
 
