@@ -1,7 +1,7 @@
 """The arms of `distillation_evidence.py`: one line for each method, control and ablation.
 
 An arm is added by adding an `Arm` to `ARMS`. Its epochs have to come to ``trial.epochs``, however
-it divides them; its learning rate is its family's. All settings are ours, for short runs.
+it divides them. All settings are ours, for short runs.
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -14,6 +14,7 @@ import lightning as L
 import torch
 from typing_extensions import override
 
+from lightning_kd.callbacks import StudentAveraging
 from lightning_kd.data import Transform
 from lightning_kd.methods import (
     AnnealingKD,
@@ -21,6 +22,7 @@ from lightning_kd.methods import (
     FineTuning,
     LabelRegularization,
     NoisyLabelKD,
+    ProKD,
     TaskModule,
     VanillaKD,
 )
@@ -30,8 +32,8 @@ from lightning_kd.tasks import Task
 if TYPE_CHECKING:
     from datasets import Dataset
 
-FAMILIES = {"labels": "fine_tuning", "logits": "logit_mse", "both": "vanilla_kd"}
-"""What a student learns from, and the arm that the learning rate is chosen with."""
+RIVALS = ("fine_tuning", "logit_mse", "vanilla_kd")
+"""From the labels, the teacher's logits, both: what has to be beaten, and what tunes the rate."""
 
 BOTH = ("student", "teacher")
 
@@ -87,15 +89,15 @@ class Arm:
 
     Attributes:
         make: The method.
-        family: Whose learning rate it has: a key of `FAMILIES`.
         noisy: Who sees wrong labels where a trial has some; nobody: the arm is not in that grid.
         clean: Whether it is run without noise.
+        callbacks: Of the training.
     """
 
     make: Callable[[Trial], TaskModule]
-    family: str
     noisy: tuple[str, ...] = ()
     clean: bool = True
+    callbacks: Callable[[], list[L.Callback]] = list
 
     def in_grid(self, noise: float) -> bool:
         """Whether the arm is run at this rate of wrong labels."""
@@ -112,9 +114,9 @@ def pretrained(model: str, task: Task, layers: Sequence[int] | None = None) -> d
     return {"student": network, "task": task}
 
 
-def fine_tuning(trial: Trial) -> TaskModule:
+def fine_tuning(trial: Trial, **settings: Any) -> TaskModule:
     """The labels alone."""
-    return FineTuning(**trial.student())
+    return FineTuning(**trial.student(), **settings)
 
 
 def vanilla(trial: Trial) -> TaskModule:
@@ -144,6 +146,19 @@ def continuation(trial: Trial) -> TaskModule:
     return ContinuationKD(**trial.taught(), max_temperature=trial.epochs)
 
 
+def progressive(trial: Trial) -> TaskModule:
+    """A checkpoint for each epoch of the first phase."""
+    path, epochs = f"{trial.teacher()}-path", trial.epochs - trial.label_epochs
+    return ProKD(
+        **trial.student(),
+        trajectory=path,
+        teacher_cache=f"{path}-answers",
+        max_temperature=epochs,
+        teacher_epochs=epochs,
+        label_epochs=trial.label_epochs,
+    )
+
+
 def regularized(trial: Trial, regularizer: Any, **settings: float) -> TaskModule:
     """Of self_kd the teacher is the fine-tuned student of the same seed."""
     if regularizer == "self_kd":
@@ -161,22 +176,25 @@ def noisy(trial: Trial, mitigation: Any) -> TaskModule:
 
 
 ARMS: dict[str, Arm] = {
-    "fine_tuning": Arm(fine_tuning, "labels", ("student",)),
-    "logit_mse": Arm(logit_mse, "logits"),
-    "vanilla_kd": Arm(vanilla, "both", BOTH),
-    "annealing_kd": Arm(annealing, "logits"),
-    "continuation_kd": Arm(continuation, "both"),
-    "annealing_kd_constant": Arm(partial(annealing, schedule="constant"), "logits"),
-    "annealing_kd_no_labels": Arm(partial(annealing, labels=False), "logits"),
-    "label_smoothing": Arm(
-        partial(regularized, regularizer="label_smoothing", alpha=0.1), "labels"
+    "fine_tuning": Arm(fine_tuning, ("student",)),
+    "logit_mse": Arm(logit_mse),
+    "vanilla_kd": Arm(vanilla, BOTH),
+    "annealing_kd": Arm(annealing),
+    "continuation_kd": Arm(continuation),
+    "pro_kd": Arm(progressive),
+    "averaging": Arm(
+        partial(fine_tuning, lr_schedule="constant"),
+        callbacks=lambda: [StudentAveraging(start_fraction=0.5)],
     ),
-    "tf_reg": Arm(partial(regularized, regularizer="tf_reg", alpha=0.5, gold=0.95), "labels"),
-    "self_kd": Arm(partial(regularized, regularizer="self_kd", alpha=0.5), "both"),
-    "vanilla_kd_noisy_teacher": Arm(vanilla, "both", ("teacher",), clean=False),
-    "vanilla_kd_noisy_student": Arm(vanilla, "both", ("student",), clean=False),
-    "co_distill": Arm(partial(noisy, mitigation="co_distill"), "both", ("student",)),
-    "label_refine": Arm(partial(noisy, mitigation="label_refine"), "both", ("student",)),
+    "annealing_kd_constant": Arm(partial(annealing, schedule="constant")),
+    "annealing_kd_no_labels": Arm(partial(annealing, labels=False)),
+    "label_smoothing": Arm(partial(regularized, regularizer="label_smoothing", alpha=0.1)),
+    "tf_reg": Arm(partial(regularized, regularizer="tf_reg", alpha=0.5, gold=0.95)),
+    "self_kd": Arm(partial(regularized, regularizer="self_kd", alpha=0.5)),
+    "vanilla_kd_noisy_teacher": Arm(vanilla, ("teacher",), clean=False),
+    "vanilla_kd_noisy_student": Arm(vanilla, ("student",), clean=False),
+    "co_distill": Arm(partial(noisy, mitigation="co_distill"), ("student",)),
+    "label_refine": Arm(partial(noisy, mitigation="label_refine"), ("student",)),
 }
 
 

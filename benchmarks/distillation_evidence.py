@@ -3,7 +3,7 @@
 A seed decides the training sentences, the wrong labels among them, the teacher (the pre-trained
 model, fine-tuned on the same sentences) and the student; all arms of a seed share these. The best
 epoch is chosen on held-out training sentences and scored on the published dev set, in all arms
-alike. The learning rate is chosen in the same way, with as many trials for each family of arms.
+alike. The learning rate, one for all, is chosen before, by three simple arms and another seed.
 Every finished trial, also one that failed, is a line of a file: a killed study goes on where it
 was, and several that are started at once share the work.
 
@@ -17,19 +17,23 @@ import fcntl
 import json
 import logging
 import math
+import shutil
 import tempfile
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import cache, partial
 from pathlib import Path
+from statistics import fmean
 from time import perf_counter, process_time
 from typing import Any
 
 import lightning as L
 
-from benchmarks.distillation_arms import ARMS, BOTH, FAMILIES, Sample, Trial, grid, pretrained
+from benchmarks.distillation_arms import ARMS, BOTH, RIVALS, Sample, Trial, grid, pretrained
 from benchmarks.distillation_training import fit, load, versions
 from benchmarks.label_regularization_study import evaluated
+from lightning_kd.callbacks import TrajectoryRecorder
 from lightning_kd.data import GLUE, FlipLabels
 from lightning_kd.methods import FineTuning, TaskModule
 
@@ -63,7 +67,7 @@ def parse(args: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--teacher_epochs", type=int, default=4)
     parser.add_argument("--teacher_rate", type=float, default=1e-4)
     parser.add_argument("--rates", nargs="*", type=float, default=[1e-4, 2e-4, 4e-4])
-    parser.add_argument("--tuned_on", type=Path, help="take the rates that were chosen there")
+    parser.add_argument("--tuned_on", type=Path, help="take the rate that was chosen there")
     parser.add_argument("--batch_size", type=int, default=16)
     parser.add_argument("--max_length", type=int, default=64)
     parser.add_argument("--precision", default="32-true", help="of training: see Lightning's")
@@ -98,34 +102,38 @@ class Study:
 
     def run(self) -> None:
         """All trials that are asked for; those that another process is at come last."""
-        wanted = [
-            (name, cut, noise, seed)
-            for cut in self.options.cuts
-            for noise in self.options.noise
-            for seed in self.options.seeds
-            for name in grid(self.options.arms, noise)
-        ]
         for wait in (False, True):
-            for name, cut, noise, seed in wanted:
-                rate = self.chosen(ARMS[name].family, cut)
-                self.trial("report", name, cut, noise, seed, rate, wait=wait)
+            for cut in self.options.cuts:
+                rate = self.chosen(cut)
+                for noise in self.options.noise:
+                    for seed in self.options.seeds:
+                        for name in grid(self.options.arms, noise):
+                            self.trial("report", name, cut, noise, seed, rate, wait=wait)
 
-    def chosen(self, family: str, cut: int) -> float:
-        """The family's best learning rate on the held-out sentences, without noise."""
-        rates, name = self.options.rates, FAMILIES[family]
+    @cache  # noqa: B019 - one study for a process
+    def chosen(self, cut: int) -> float:
+        """The best learning rate on held-out sentences without noise, in the mean of the rivals.
+
+        One for all arms: a choice for each would be the luck of a small validation set.
+        """
+        rates, tried = self.options.rates, []
         if self.options.tuned_on is not None:
             found = self.records(self.options.tuned_on)
-            tried = [r for r in found if (r["stage"], r["arm"]) == ("tune", name)]
-        elif len(rates) == 1:
-            return float(rates[0])
-        else:
+            tried = [record for record in found if record["stage"] == "tune"]
+        elif len(rates) > 1:
             for wait in (False, True):
                 tried = [
                     self.trial("tune", name, cut, 0.0, TUNING_SEED, rate, wait=wait)
+                    for name in RIVALS
                     for rate in rates
                 ]
-        best = max(tried, key=lambda record: record["scores"].get("validation", -math.inf))
-        return float(best["rate"])
+        else:
+            return float(rates[0])
+        scores: dict[float, list[float]] = {}
+        for record in tried:
+            score = record["scores"].get("validation", -math.inf)  # it diverged
+            scores.setdefault(record["rate"], []).append(score)
+        return max(scores, key=lambda rate: fmean(scores[rate]))
 
     def trial(
         self, stage: str, arm: str, cut: int, noise: float, seed: int, rate: float,
@@ -154,11 +162,12 @@ class Study:
         keep = None
         if (key["stage"], key["arm"], noise) == ("report", "fine_tuning", 0):
             keep = self.models / f"copy-{cut}-{seed}"
-        return self.scored(key, lambda: arm.make(trial), data, trial.epochs, keep)
+        make = partial(arm.make, trial)
+        return self.scored(key, make, data, trial.epochs, arm.callbacks(), keep)
 
     def scored(
         self, key: Record, make: Callable[[], TaskModule], data: GLUE, epochs: int,
-        keep: Path | None = None,
+        callbacks: Sequence[L.Callback] = (), keep: Path | None = None,
     ) -> Record:  # fmt: skip
         """Train, take the best epoch, evaluate it in fp32, write the line."""
         failed, scores, seconds = None, {}, {}
@@ -166,16 +175,17 @@ class Study:
             try:
                 module = make()  # a teacher that is missing is trained here, on its own account
                 start, cpu = perf_counter(), process_time()
-                validation, last = fit(module, data, epochs, Path(folder), self.options.precision)
+                precision = self.options.precision
+                done = fit(module, data, epochs, Path(folder), precision, callbacks)
                 seconds = {"wall": perf_counter() - start, "cpu": process_time() - cpu}
-                scores = {"validation": validation}
+                scores = {"validation": done.validation}
                 if key["stage"] != "tune":
                     scores |= evaluated(module, data.test_dataloader()[0])
                 if keep is not None:
                     module.export(keep)
-                if key["stage"] != "tune":
-                    load(module, last)
-                    scores["last"] = evaluated(module, data.test_dataloader()[0])
+                for name in () if key["stage"] == "tune" else done.states:
+                    load(module, done.last, raw=name == "raw")
+                    scores[name] = evaluated(module, data.test_dataloader()[0])
             except FloatingPointError as error:
                 failed = str(error)
         about = {"data_sha256": data.data_sha256, **data.notes, **versions()}
@@ -216,13 +226,16 @@ class Study:
                         **pretrained(self.options.model, data.spec), learning_rate=rate
                     )
 
-                self.scored({**key, "rate": rate}, make, data, self.options.teacher_epochs, folder)
+                path = folder.with_name(f"{folder.name}-path")
+                shutil.rmtree(path, ignore_errors=True)  # of a training that was killed
+                way, epochs = [TrajectoryRecorder(path)], self.options.teacher_epochs
+                self.scored({**key, "rate": rate}, make, data, epochs, way, folder)
         return folder
 
     def copy(self, cut: int, seed: int) -> Path:
         """The fine-tuned student of this seed: the run of fine_tuning."""
-        rate = self.chosen(ARMS["fine_tuning"].family, cut)
-        if failed := self.trial("report", "fine_tuning", cut, 0.0, seed, rate)["failed"]:
+        record = self.trial("report", "fine_tuning", cut, 0.0, seed, self.chosen(cut))
+        if failed := record["failed"]:
             raise FloatingPointError(f"no copy to learn from: {failed}")
         return self.models / f"copy-{cut}-{seed}"
 

@@ -10,13 +10,11 @@ from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
 
-from benchmarks.distillation_arms import ARMS, FAMILIES
+from benchmarks.distillation_arms import ARMS, RIVALS
 from lightning_kd.statistics import minimal_detectable_effect, paired_interval
 from lightning_kd.tasks import task_named
 
 Record = dict[str, Any]
-RIVALS = tuple(FAMILIES.values())
-"""Fine-tuning, plain logit regression and vanilla distillation: what has to be beaten."""
 
 
 class Runs:
@@ -43,10 +41,10 @@ class Runs:
         """Rates of wrong labels, ascending."""
         return sorted({noise for noise, _ in self.arms})
 
-    def points(self, noise: float, arm: str, last: bool = False) -> dict[int, float]:
-        """Seed to the metric in points, of the best epoch by validation or of the last."""
+    def points(self, noise: float, arm: str, state: str = "") -> dict[int, float]:
+        """Seed to the metric in points: of the best epoch, the ``last`` or the ``raw`` weights."""
         runs = self.arms.get((noise, arm), {})
-        scores = {s: r["scores"]["last"] if last else r["scores"] for s, r in runs.items()}
+        scores = {s: r["scores"].get(state, r["scores"]) for s, r in runs.items()}
         return {seed: 100 * found[self.metric] for seed, found in scores.items()}
 
     def mean(self, noise: float, arm: str, score: str) -> float:
@@ -98,11 +96,26 @@ def clean_table(runs: Runs) -> list[str]:
         rows.append([
             f"`{arm}`", f"{len(points)}" + (f" ({failed} failed)" if failed else ""),
             cell(list(points.values())), *(difference(points, other) for other in against.values()),
-            cell(list(runs.points(0.0, arm, last=True).values())), *sure,
+            cell(list(runs.points(0.0, arm, "last").values())), *sure,
             f"{runs.mean(0.0, arm, 'ece'):.2f}",
         ])  # fmt: skip
     header = ["Arm", "Seeds", "Best epoch", *(f"minus `{rival}`" for rival in RIVALS)]
     return table([*header, "Last epoch", "max p", "entropy", "ECE"], rows)
+
+
+def averaging_table(runs: Runs) -> list[str]:
+    """The average of a run, the last weights of the same run, and those of one that decays."""
+    average = runs.points(0.0, "averaging", "last")
+    states = {
+        "average of the second half": average,
+        "last weights of the same runs, constant rate": runs.points(0.0, "averaging", "raw"),
+        "last weights, linear decay (`fine_tuning`)": runs.points(0.0, "fine_tuning", "last"),
+    }
+    rows = [
+        [name, cell(list(points.values())), difference(average, points)]
+        for name, points in states.items()
+    ]
+    return table(["After the last epoch", "Mean ± deviation", "average minus this"], rows)
 
 
 def noise_table(runs: Runs) -> list[str]:
@@ -170,7 +183,7 @@ def about(runs: Runs, records: Sequence[Record]) -> list[str]:
             score = 100 * record["scores"][runs.metric]
             teachers.setdefault(record["noise"], []).append(score)
     taught = "; ".join(f"{cell(found)} at {n:.0%}" for n, found in sorted(teachers.items()))
-    rates = {r["arm"]: r["rate"] for r in reported if r["arm"] in RIVALS}
+    rates = sorted({r["rate"] for r in reported})
     tried = sorted({r["rate"] for r in runs.records if r["stage"] == "tune"})
     versions = ", ".join(
         f"{name} {facts[name]}" for name in ("torch", "lightning", "transformers", "lightning-kd")
@@ -184,7 +197,7 @@ def about(runs: Runs, records: Sequence[Record]) -> list[str]:
     return [
         f"{len(reported)} runs of {runs.cut}-layer students, {sum(runs.failed.values())} failed, ",
         f"{seconds:.0f} processor seconds each. Settings: `{json.dumps(options)}`.",
-        f"Learning rates {chosen}: {', '.join(f'{v:g} (`{a}`)' for a, v in rates.items())}.",
+        f"Learning rate, {chosen}: {', '.join(f'{rate:g}' for rate in rates)}.",
         f"Teachers' {runs.metric}, by their share of wrong labels: {taught}.",
         f"With {seeds} seeds a t-test of two arms that are not paired finds a difference of ",
         f"{effect:.1f} deviations (here {effect * deviation:.1f} points) in 80 % of studies.",
@@ -202,6 +215,8 @@ def section(name: str, path: Path, folder: Path) -> str:
         plot(runs, f"{name}: {cut}-layer students", picture)
         lines += [f"### {name}, {cut}-layer students: {runs.metric}", "", *about(runs, records), ""]
         lines += [*clean_table(runs), "", f"![{name}, {cut} layers]({picture.name})", ""]
+        if (0.0, "averaging") in runs.arms:
+            lines += ["Averaging, nothing chosen by validation:", "", *averaging_table(runs), ""]
         if grid := noise_table(runs):
             lines += ["Wrong labels:", "", *grid, ""]
     return "\n".join(lines)

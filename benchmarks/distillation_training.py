@@ -1,6 +1,8 @@
 """One training of `distillation_evidence.py`; the best epoch and the last are kept apart."""
 
 import importlib.metadata
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -8,13 +10,35 @@ import lightning as L
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 
+from lightning_kd.callbacks import StudentAveraging
 from lightning_kd.methods import TaskModule
 from lightning_kd.phases import Phase, fit_phases
 
 
+@dataclass(frozen=True)
+class Trained:
+    """What a training leaves beside its module.
+
+    Attributes:
+        validation: Of the best epoch.
+        last: Checkpoint of the last epoch.
+        states: What there is in it: the ``last`` weights, and the ``raw`` ones where these are an
+            average.
+    """
+
+    validation: float
+    last: Path
+    states: tuple[str, ...]
+
+
 def fit(
-    module: TaskModule, data: L.LightningDataModule, epochs: int, folder: Path, precision: Any
-) -> tuple[float, Path]:
+    module: TaskModule,
+    data: L.LightningDataModule,
+    epochs: int,
+    folder: Path,
+    precision: Any,
+    callbacks: Sequence[L.Callback] = (),
+) -> Trained:
     """Train in all phases; the module then has the weights of its best epoch.
 
     Args:
@@ -23,9 +47,7 @@ def fit(
         epochs: In all.
         folder: Gets the checkpoints.
         precision: Lightning's.
-
-    Returns:
-        The validation of the best epoch, and the checkpoint of the last one.
+        callbacks: Beside those that keep checkpoints.
 
     Raises:
         ValueError: The phases are longer or shorter.
@@ -37,14 +59,15 @@ def fit(
     keepers: list[ModelCheckpoint] = []
 
     def trainer_for(phase: Phase, checkpoints: Path) -> L.Trainer:
-        kept: Any = {"dirpath": checkpoints, "save_weights_only": True}
+        kept: Any = {"dirpath": checkpoints, "save_weights_only": not callbacks}
         kept["enable_version_counter"] = False
         made = [
             ModelCheckpoint(filename="best", monitor=module.monitor, mode="max", **kept),
             ModelCheckpoint(filename="last", save_on_train_epoch_end=True, **kept),
         ]
         keepers.extend(made)
-        return quiet_trainer(phase.max_epochs, precision, callbacks=made, default_root_dir=folder)
+        settings = {"callbacks": [*callbacks, *made], "default_root_dir": folder}
+        return quiet_trainer(phase.max_epochs, precision, **settings)
 
     if module.phases:
         fit_phases(module, data, folder, trainer_for)
@@ -53,7 +76,9 @@ def fit(
     load(module, best)
     scores = [keeper.best_model_score for keeper in keepers if keeper.monitor]
     last = Path(str(keepers[-1].dirpath)) / "last.ckpt"
-    return max(float(score) for score in scores if score is not None), last
+    averaged = any(isinstance(callback, StudentAveraging) for callback in callbacks)
+    states = ("last", "raw") if averaged else ("last",)
+    return Trained(max(float(score) for score in scores if score is not None), last, states)
 
 
 def quiet_trainer(max_epochs: int, precision: Any, **more: Any) -> L.Trainer:
@@ -65,9 +90,16 @@ def quiet_trainer(max_epochs: int, precision: Any, **more: Any) -> L.Trainer:
     return L.Trainer(accelerator="cpu", devices=1, **given)
 
 
-def load(module: TaskModule, checkpoint: Path) -> None:
-    """Give the module the weights of a checkpoint."""
-    weights = torch.load(checkpoint, map_location="cpu", weights_only=True)["state_dict"]
+def load(module: TaskModule, checkpoint: Path, *, raw: bool = False) -> None:
+    """Give the module the weights of a checkpoint, or those that were averaged there, as they were.
+
+    Raises:
+        KeyError: ``raw``, and nothing was averaged.
+    """
+    found = torch.load(checkpoint, map_location="cpu", weights_only=True)
+    weights = found["state_dict"]
+    if raw:
+        weights |= found["student_averaging"]["student"]["other"]
     module.load_state_dict(weights)
 
 
