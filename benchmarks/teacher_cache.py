@@ -47,7 +47,7 @@ def options() -> argparse.Namespace:
     made = parser(__doc__, rounds=10)
     made.add_argument("--layers", type=int, default=1, help="of the student")
     made.add_argument(
-        "--teacher_layers", type=int, default=8, help="7 x the student's forward pass"
+        "--teacher_layers", type=int, default=9, help="7 x the student's forward pass"
     )
     made.add_argument("--batches", type=int, default=8, help="of an epoch")
     made.add_argument("--batch_size", type=int, default=32)

@@ -7,6 +7,7 @@ import time
 import pytest
 from lightning.pytorch.utilities import rank_zero_only
 
+from lightning_kd import runs
 from lightning_kd.runs import hold, shared
 
 
@@ -15,12 +16,16 @@ def other_process(folder) -> int:
     reading, writing = os.pipe()
     child = os.fork()
     if child == 0:
-        hold(folder)
-        os.write(writing, b"held")
-        time.sleep(1000)
+        try:
+            runs._held.clear()  # a child has its parent's memory
+            hold(folder)
+            os.write(writing, b"held")
+            time.sleep(1000)
+        finally:
+            os._exit(1)
+    os.close(writing)
     assert os.read(reading, 4) == b"held"
     os.close(reading)
-    os.close(writing)
     return child
 
 

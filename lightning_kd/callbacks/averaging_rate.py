@@ -57,7 +57,7 @@ class AveragingRate:
         self.mode, self.lr, self.lowest_lr, self.every = mode, lr, lowest_lr, every
         self.last: list[float] = []
         self.highest: list[float] = []
-        self._own: list[Any] | None = None
+        self._changed: tuple[Optimizer, list[Any]] | None = None
 
     def begin_step(
         self, optimizer: Optimizer, position: int, start: int, update: int | None
@@ -73,7 +73,7 @@ class AveragingRate:
         Raises:
             ValueError: The rate to go on with is 0.
         """
-        self.end_step(optimizer)  # of a step that failed
+        self.end_step()  # of one that failed
         groups = optimizer.param_groups
         rates = [float(group["lr"]) for group in groups]
         initial = [float(g.get("initial_lr", rate)) for g, rate in zip(groups, rates, strict=True)]
@@ -89,16 +89,17 @@ class AveragingRate:
                 f"lr_mode={self.mode} would average at learning rate 0, which the schedule has "
                 "there; begin later, or use lr_mode=peak or value"
             )
-        self._own = [_read(group) for group in groups]
+        self._changed = optimizer, [_read(group) for group in groups]
         for group, rate in zip(groups, rates, strict=True):
             _write(group, rate)
 
-    def end_step(self, optimizer: Optimizer) -> None:
-        """Put the schedule's rates back."""
-        if self._own is not None:
-            for group, own in zip(optimizer.param_groups, self._own, strict=True):
-                _write(group, own)
-        self._own = None
+    def end_step(self) -> None:
+        """Put the schedule's rates back, if there is a step whose rates were set."""
+        if self._changed is not None:
+            optimizer, rates = self._changed
+            for group, rate in zip(optimizer.param_groups, rates, strict=True):
+                _write(group, rate)
+        self._changed = None
 
     def state_dict(self) -> dict[str, list[float]]:
         """What a resumed training needs."""

@@ -172,7 +172,7 @@ class StudentAveraging(L.Callback):
             self.rate.begin_step(optimizer, position, self.start, update if averages else None)
 
         def end(optimizer: Optimizer, *_: Any) -> None:
-            self.rate.end_step(optimizer)
+            self.rate.end_step()
             if was_skipped(optimizer) or all(p.grad is None for p in watched):
                 return
             self.updates += 1
@@ -215,8 +215,7 @@ class StudentAveraging(L.Callback):
         self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException
     ) -> None:
         self._swap_out()
-        for optimizer in trainer.optimizers:
-            self.rate.end_step(optimizer)
+        self.rate.end_step()
         self._unhook()
 
     @override

@@ -80,7 +80,7 @@ def test_a_plateau_schedule_is_left_alone() -> None:
     for metric in (1.0, 2.0):
         rate.begin_step(optimizer, 1, 0, 1)
         assert optimizer.param_groups[0]["lr"] == 0.3
-        rate.end_step(optimizer)
+        rate.end_step()
         schedule.step(metric)
     assert optimizer.param_groups[0]["lr"] == pytest.approx(0.1)
 
@@ -90,8 +90,24 @@ def test_groups_keep_their_proportions() -> None:
     optimizer, rate = torch.optim.SGD(groups), AveragingRate("value", 0.2)
     rate.begin_step(optimizer, 1, 0, 1)
     assert [group["lr"] for group in optimizer.param_groups] == pytest.approx([0.05, 0.2])
-    rate.end_step(optimizer)
+    rate.end_step()
     assert [group["lr"] for group in optimizer.param_groups] == [0.1, 0.4]
+
+
+def test_after_an_error_the_schedules_rate_is_back() -> None:
+    class Fails(Counter):
+        def training_step(self, batch, batch_idx):
+            if batch_idx == 2:
+                raise OSError("the disk is gone")
+            return super().training_step(batch, batch_idx)
+
+    module = Fails(batches=4)
+    callback = averaging(lr_mode="value", averaging_lr=0.3)
+    with pytest.raises(OSError, match="the disk is gone"):
+        fit(module, callback)
+    assert module.rates == [0.3, 0.3]
+    (group,) = module.optimizers().param_groups  # type: ignore[union-attr]
+    assert group["lr"] == 1.0
 
 
 def test_a_tensor_rate_stays_the_same_tensor() -> None:
@@ -101,7 +117,7 @@ def test_a_tensor_rate_stays_the_same_tensor() -> None:
     rate.begin_step(optimizer, 1, 0, 1)
     assert optimizer.param_groups[0]["lr"] is tensor
     assert tensor.item() == 0.25
-    rate.end_step(optimizer)
+    rate.end_step()
     assert tensor.item() == 0.5
 
 

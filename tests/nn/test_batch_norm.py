@@ -13,8 +13,8 @@ def data(count=40, seed=0):
 
 
 def test_stale_statistics_become_those_of_the_data() -> None:
-    model = nn.Sequential(nn.BatchNorm1d(1, momentum=0.3), nn.Dropout(0.5)).eval()
-    layer = model[0]
+    model = nn.Sequential(nn.Dropout(0.5), nn.BatchNorm1d(1, momentum=0.3))
+    layer = model[1]
     assert isinstance(layer, nn.BatchNorm1d)
     layer.running_mean, layer.running_var = torch.tensor([-40.0]), torch.tensor([900.0])
     state = torch.get_rng_state()
@@ -22,7 +22,7 @@ def test_stale_statistics_become_those_of_the_data() -> None:
     assert layer.running_mean.item() == pytest.approx(3, abs=0.05)
     assert layer.running_var.item() == pytest.approx(4, abs=0.15)
     assert layer.momentum == 0.3
-    assert not any(module.training for module in model.modules())
+    assert all(module.training for module in model.modules())
     assert torch.equal(torch.get_rng_state(), state)  # no dropout
 
 

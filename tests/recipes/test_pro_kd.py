@@ -87,6 +87,21 @@ def test_checkpoints_by_steps_and_a_threshold(site) -> None:
     assert summary(run_dir)["notes"]["followed_steps"] == [3, 6]
 
 
+@pytest.mark.slow
+def test_spans_follow_checkpoints_of_steps(tmp_path) -> None:
+    model = tiny.model_folder(tmp_path / "model")
+    site = Site(tmp_path, model, tiny.squad_folder(tmp_path / "data"))
+    spans = {"data.max_question_length": 4, "data.doc_stride": 4, "model.student_layers": [0]}
+    more: dict[str, Any] = {"model.record_every_n_steps": 4, "teacher.epochs": 1, **spans}
+    run_dir = site.fit("pro_kd_squad", **{**STAGES, "model.teacher": model, **more})
+    path = TeacherTrajectory.read(run_dir / "teacher/trajectory")
+    assert path.labels is None
+    assert [c.step for c in path.checkpoints][:2] == [4, 8]
+    assert len(summary(run_dir)["notes"]["followed_steps"]) == 3
+    header = json.loads((run_dir / "teacher_cache/checkpoint_0001/header.json").read_text())
+    assert header["shape"] == [2, 16]
+
+
 def weights(run_dir: Path) -> dict[str, list[float]]:
     state = torch.load(run_dir / "checkpoints/labels/last.ckpt", weights_only=True)["state_dict"]
     return {name: value.tolist() for name, value in state.items()}
