@@ -89,18 +89,20 @@ def clean_table(runs: Runs) -> list[str]:
     """All arms without noise: scores, differences to the rivals, and how sure the students are."""
     rows = []
     against = {rival: runs.points(0.0, rival) for rival in RIVALS}
+    plain = runs.points(0.0, "fine_tuning", "last")
     for arm in runs.names(0.0):
         points = against.get(arm) or runs.points(0.0, arm)
+        last = plain if arm == "fine_tuning" else runs.points(0.0, arm, "last")
         failed = runs.failed.get((0.0, arm), 0)
         sure = [f"{runs.mean(0.0, arm, name):.2f}" for name in ("max_probability", "entropy")]
         rows.append([
             f"`{arm}`", f"{len(points)}" + (f" ({failed} failed)" if failed else ""),
             cell(list(points.values())), *(difference(points, other) for other in against.values()),
-            cell(list(runs.points(0.0, arm, "last").values())), *sure,
+            cell(list(last.values())), difference(last, plain), *sure,
             f"{runs.mean(0.0, arm, 'ece'):.2f}",
         ])  # fmt: skip
     header = ["Arm", "Seeds", "Best epoch", *(f"minus `{rival}`" for rival in RIVALS)]
-    return table([*header, "Last epoch", "max p", "entropy", "ECE"], rows)
+    return table([*header, "Last epoch", "minus `fine_tuning`", "max p", "entropy", "ECE"], rows)
 
 
 def averaging_table(runs: Runs) -> list[str]:
