@@ -170,7 +170,8 @@ class Study:
         callbacks: Sequence[L.Callback] = (), keep: Path | None = None,
     ) -> Record:  # fmt: skip
         """Train, take the best epoch, evaluate it in fp32, write the line."""
-        failed, scores, seconds = None, {}, {}
+        failed, seconds = None, {}
+        scores: dict[str, Any] = {}
         with tempfile.TemporaryDirectory(dir=self.models) as folder:
             try:
                 module = make()  # a teacher that is missing is trained here, on its own account

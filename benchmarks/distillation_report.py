@@ -6,6 +6,7 @@ python benchmarks/distillation_report.py docs/evidence/distillation.md reviews=F
 import argparse
 import json
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
@@ -245,10 +246,8 @@ def main(args: list[str] | None = None) -> None:
     parser.add_argument("runs", nargs="+", help="NAME=FILE.jsonl")
     options = parser.parse_args(args)
     files = dict(run.split("=", 1) for run in options.runs)
-    sections = {
-        name: lambda name=name, file=file: section(name, Path(file), options.page.parent)
-        for name, file in files.items()
-    }
+    folder = options.page.parent
+    sections = {name: partial(section, name, Path(file), folder) for name, file in files.items()}
     options.page.write_text(rewritten(options.page.read_text(), sections))
 
 
