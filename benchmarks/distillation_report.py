@@ -245,9 +245,9 @@ def main(args: list[str] | None = None) -> None:
     parser.add_argument("page", type=Path)
     parser.add_argument("runs", nargs="+", help="NAME=FILE.jsonl")
     options = parser.parse_args(args)
-    files = dict(run.split("=", 1) for run in options.runs)
-    folder = options.page.parent
-    sections = {name: partial(section, name, Path(file), folder) for name, file in files.items()}
+    sections: dict[str, Callable[[], str]] = {}
+    for name, _, file in (run.partition("=") for run in options.runs):
+        sections[name] = partial(section, name, Path(file), options.page.parent)
     options.page.write_text(rewritten(options.page.read_text(), sections))
 
 

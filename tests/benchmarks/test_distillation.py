@@ -76,7 +76,7 @@ def test_arms_of_other_lengths_are_refused(tmp_path) -> None:
 
 def test_the_module_has_its_best_epoch_and_then_any_other_state(folders, tmp_path) -> None:
     _, model, data_dir = folders
-    data = GLUE("sst2", str(model), str(data_dir), 8, max_length=16, holdout_fraction=0.3)
+    data = GLUE("sst2", str(model), str(data_dir), batch_size=8, holdout_fraction=0.3)
     data.setup()
     (held,) = data.val_dataloader()
     module = FineTuning(str(model), "sst2", learning_rate=0.02, lr_schedule="constant")
