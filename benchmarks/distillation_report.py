@@ -65,7 +65,7 @@ def cell(points: Sequence[float]) -> str:
 
 
 def difference(ours: dict[int, float], theirs: dict[int, float]) -> str:
-    """Of runs with the same seed: mean and 95 % interval; bold where it excludes 0.
+    """Of runs with the same seed, three or more: mean and 95 % interval; bold where it excludes 0.
 
     >>> difference({0: 71.0, 1: 72.0, 2: 73.0}, {0: 70.0, 1: 70.0, 2: 70.0})
     '+2.0 [-0.5, +4.5]'
@@ -73,7 +73,7 @@ def difference(ours: dict[int, float], theirs: dict[int, float]) -> str:
     '**+5.0 [+2.5, +7.5]**'
     """
     seeds = sorted(ours.keys() & theirs.keys())
-    if ours is theirs or len(seeds) < 2:
+    if ours is theirs or len(seeds) < 3:  # an interval from two would say nothing
         return "-"
     mean, low, high = paired_interval([ours[s] for s in seeds], [theirs[s] for s in seeds])
     text = f"{mean:+.1f} [{low:+.1f}, {high:+.1f}]"
@@ -147,17 +147,24 @@ def plot(runs: Runs, title: str, path: Path) -> None:
     wrong = [noise for noise in runs.noises if noise]
     figure = Figure(figsize=(9.5 if wrong else 5.5, 4.2), layout="constrained")
     axes = figure.subplots(1, 2 if wrong else 1, squeeze=False)[0]
-    base = runs.points(0.0, "fine_tuning")
     arms = [arm for arm in runs.names(0.0) if arm != "fine_tuning"][::-1]
-    for place, arm in enumerate(arms):
-        points = runs.points(0.0, arm)
-        seeds = sorted(points.keys() & base.keys())
-        gaps = [points[seed] - base[seed] for seed in seeds]
-        axes[0].plot(gaps, [place] * len(gaps), "o", color="#999999", markersize=3)
-        if len(gaps) > 1:
-            mean, low, high = paired_interval([points[s] for s in seeds], [base[s] for s in seeds])
-            spread = [[mean - low], [high - mean]]
-            axes[0].errorbar([mean], [place], xerr=spread, fmt="s", color="#0072b2", capsize=3)
+    for state, name, color, up in (
+        ("", "best epoch", "#0072b2", 0.15),
+        ("last", "last epoch", "#d55e00", -0.15),
+    ):
+        base = runs.points(0.0, "fine_tuning", state)
+        for place, arm in enumerate(arms):
+            points = runs.points(0.0, arm, state)
+            seeds = sorted(points.keys() & base.keys())
+            gaps = [points[seed] - base[seed] for seed in seeds]
+            axes[0].plot(gaps, [place + up] * len(gaps), "o", color="#999999", markersize=3)
+            if len(gaps) > 2:
+                mean, low, high = paired_interval(gaps, [0.0] * len(gaps))
+                spread = [[mean - low], [high - mean]]
+                at = {"x": [mean], "y": [place + up], "xerr": spread}
+                axes[0].errorbar(**at, fmt="s", color=color, capsize=3, markersize=4)
+        axes[0].plot([], [], "s", color=color, markersize=4, label=name)
+    axes[0].legend(fontsize=7)
     axes[0].axvline(0, color="black", linewidth=0.8)
     axes[0].set_yticks(range(len(arms)), arms)
     axes[0].set(xlabel=f"{runs.metric} minus fine-tuning's, points", title="no wrong labels")
@@ -198,11 +205,11 @@ def about(runs: Runs, records: Sequence[Record]) -> list[str]:
     chosen = f"chosen from {tried} by validation" if tried else "as chosen for the reviews"
     effect = minimal_detectable_effect(seeds)
     return [
-        f"{len(reported)} runs of {runs.cut}-layer students, {sum(runs.failed.values())} failed, ",
+        f"{len(reported)} runs of {runs.cut}-layer students, {sum(runs.failed.values())} failed,",
         f"{seconds:.0f} processor seconds each. Settings: `{json.dumps(options)}`.",
         f"Learning rate, {chosen}: {', '.join(f'{rate:g}' for rate in rates)}.",
         f"Teachers' {runs.metric}, by their share of wrong labels: {taught}.",
-        f"With {seeds} seeds a t-test of two arms that are not paired finds a difference of ",
+        f"With {seeds} seeds a t-test of two arms that are not paired finds a difference of",
         f"{effect:.1f} deviations (here {effect * deviation:.1f} points) in 80 % of studies.",
         f"Data `{facts['data_sha256'][:16]}`; {versions}.",
     ]
