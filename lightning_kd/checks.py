@@ -6,9 +6,16 @@ __all__ = ["check_at_least", "check_choice"]
 
 
 def check_choice(name: str, value: str, choices: Sequence[str]) -> None:
-    """Raise `ValueError` for a value that is none of ``choices``."""
+    """Raise `ValueError` where an option is none of those that there are.
+
+    >>> check_choice("reduction", "median", ("mean", "sum"))
+    Traceback (most recent call last):
+    ValueError: reduction must be mean or sum, got 'median'
+    """
     if value not in choices:
-        raise ValueError(f"{name} must be {' or '.join(choices)}, got {value!r}")
+        *others, last = choices
+        named = f"{', '.join(others)} or {last}" if others else last
+        raise ValueError(f"{name} must be {named}, got {value!r}")
 
 
 def check_at_least(least: int, **values: int | None) -> None:

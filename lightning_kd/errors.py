@@ -2,7 +2,6 @@
 
 import os
 import sys
-from collections.abc import Sequence
 from typing import NoReturn
 
 TRACEBACK = "LIGHTNING_KD_TRACEBACK"
@@ -26,17 +25,4 @@ def explain(error: BaseException) -> NoReturn:
     raise SystemExit(1)
 
 
-def check_choice(name: str, value: str, choices: Sequence[str]) -> None:
-    """Raise `ValueError` where an option is none of those that there are.
-
-    >>> check_choice("reduction", "median", ("mean", "sum"))
-    Traceback (most recent call last):
-    ValueError: reduction must be mean or sum, got 'median'
-    """
-    if value not in choices:
-        *others, last = choices
-        named = f"{', '.join(others)} or {last}" if others else last
-        raise ValueError(f"{name} must be {named}, got {value!r}")
-
-
-__all__ = ["TRACEBACK", "USER_ERRORS", "check_choice", "explain"]
+__all__ = ["TRACEBACK", "USER_ERRORS", "explain"]

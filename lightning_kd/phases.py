@@ -23,7 +23,19 @@ from lightning_kd.checkpoint_io import remove_left_over, write_atomically
 if TYPE_CHECKING:
     from lightning_kd.methods import TaskModule
 
-__all__ = ["FinalSelect", "Phase", "PhaseRecord", "check_epochs", "fit_phases", "read_lineage"]
+__all__ = [
+    "FinalSelect",
+    "Phase",
+    "PhaseRecord",
+    "Start",
+    "check_epochs",
+    "fit_phases",
+    "read_lineage",
+    "teacher_then_labels",
+]
+
+Start = Literal["best", "last"]
+"""Of the phase before: the best student by validation, or the last."""
 
 FinalSelect = Literal["best", "phase", "last"]
 """``best`` of all phases by validation, best of the last ``phase``, or the ``last`` weights."""
@@ -44,7 +56,7 @@ class Phase:
 
     name: str
     max_epochs: int
-    start: Literal["best", "last"] = "best"
+    start: Start = "best"
 
     def __post_init__(self) -> None:
         if self.max_epochs < 1:
@@ -93,6 +105,16 @@ def read_lineage(folder: Path) -> list[PhaseRecord]:
             f"{path} is damaged ({error}); delete it and --resume the run: the record is made "
             "again from the checkpoints"
         ) from error
+
+
+def teacher_then_labels(teacher_epochs: int, label_epochs: int, start: Start) -> tuple[Phase, ...]:
+    """A phase ``teacher``, and one ``labels`` that begins with its best or last student.
+
+    >>> [phase.name for phase in teacher_then_labels(14, 0, "best")]
+    ['teacher']
+    """
+    teacher = Phase("teacher", teacher_epochs)
+    return (teacher, Phase("labels", label_epochs, start)) if label_epochs > 0 else (teacher,)
 
 
 def check_epochs(phases: Sequence[Phase], max_epochs: int | None) -> None:

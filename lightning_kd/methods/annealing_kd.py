@@ -26,13 +26,13 @@ from torch import Tensor, nn
 from typing_extensions import override
 
 from lightning_kd.callbacks import Anneal
-from lightning_kd.errors import check_choice
+from lightning_kd.checks import check_choice
 from lightning_kd.functional import annealed_logit_mse, smoothing_factor
 from lightning_kd.methods.base import Batch
 from lightning_kd.methods.distillation import DistillationModule
 from lightning_kd.paper import Paper
 from lightning_kd.paper_schedules import ReleasedStairs
-from lightning_kd.phases import Phase
+from lightning_kd.phases import Phase, Start, teacher_then_labels
 from lightning_kd.progress import Progress
 from lightning_kd.schedules import Constant, Cosine, Linear, Schedule, StepDown
 from lightning_kd.tasks import Task
@@ -123,11 +123,8 @@ class AnnealingKD(DistillationModule):
     @property
     @override
     def phases(self) -> Sequence[Phase]:
-        teacher = Phase("teacher", self.teacher_epochs)
-        if self.label_epochs == 0:
-            return (teacher,)
-        start: Literal["best", "last"] = "best" if self.best_from == "stage1" else "last"
-        return (teacher, Phase("labels", self.label_epochs, start))
+        start: Start = "best" if self.best_from == "stage1" else "last"
+        return teacher_then_labels(self.teacher_epochs, self.label_epochs, start)
 
     @override
     def begin_phase(self, phase: Phase) -> None:

@@ -30,7 +30,7 @@ from torch.utils.data import DataLoader
 from typing_extensions import override
 
 from lightning_kd.callbacks import Anneal
-from lightning_kd.errors import check_choice
+from lightning_kd.checks import check_choice
 from lightning_kd.functional import annealed_logit_mse, hinge, quantile_margin, smoothing_factor
 from lightning_kd.methods.base import Batch
 from lightning_kd.methods.distillation import DistillationModule

@@ -24,7 +24,7 @@ from torch.optim import Optimizer
 from typing_extensions import override
 
 from lightning_kd.callbacks import SizeSampler
-from lightning_kd.errors import check_choice
+from lightning_kd.checks import check_choice
 from lightning_kd.export import (
     Adapter,
     common_targets,

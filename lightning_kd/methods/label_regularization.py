@@ -23,7 +23,7 @@ import torch
 from torch import Tensor, nn
 from typing_extensions import override
 
-from lightning_kd.errors import check_choice
+from lightning_kd.checks import check_choice
 from lightning_kd.functional import (
     confidence,
     gold_entropy,
@@ -149,9 +149,14 @@ class LabelRegularization(DistillationModule):
     def copies_student(self) -> bool:
         return self.regularizer == "self_kd"
 
+    @property
+    @override
+    def asks_teacher(self) -> bool:
+        return self.regularizer in TAUGHT and self.alpha > 0
+
     @override
     def load_teacher(self) -> None:
-        if self.regularizer in TAUGHT:
+        if self.asks_teacher:
             super().load_teacher()
         if self.regularizer == "self_kd" and self.teacher is not None:
             check_copy(self.student, self.teacher.module)
@@ -159,8 +164,7 @@ class LabelRegularization(DistillationModule):
     @override
     def objective(self, batch: Batch) -> dict[str, Tensor]:
         student = self.predict(batch)
-        asks = self.regularizer in TAUGHT and self.alpha > 0
-        taught = self.teach(batch) if asks else None
+        taught = self.teach(batch) if self.asks_teacher else None
         self._seen = student.logits.detach(), None if taught is None else taught.logits
         hard = self.task.hard_loss(student, batch)
         terms = {}

@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from typing_extensions import override
 
 from lightning_kd.callbacks import Anneal
-from lightning_kd.errors import check_choice
+from lightning_kd.checks import check_choice
 from lightning_kd.functional.noise import blended_loss, relabel, robust_loss, small_loss
 from lightning_kd.methods.base import Batch
 from lightning_kd.methods.cross_fit import CrossFit, OutOfFold, cross_fit

@@ -63,6 +63,11 @@ class VanillaKD(DistillationModule):
             raise ValueError(f"loss must be kl or mse, got {loss!r}")
         self.alpha, self.temperature, self.loss = alpha, temperature, loss
 
+    @property
+    @override
+    def asks_teacher(self) -> bool:
+        return self.alpha > 0
+
     @override
     def objective(self, batch: Batch) -> dict[str, Tensor]:
         student = self.predict(batch)
@@ -70,7 +75,7 @@ class VanillaKD(DistillationModule):
         if self.alpha < 1:
             hard = self.task.hard_loss(student, batch).mean()
             terms["hard"] = (1 - self.alpha) * hard
-        if self.alpha > 0:
+        if self.asks_teacher:
             taught = self.teach(batch)
             if self.loss == "kl":
                 soft = self.task.soft_loss(student, taught, batch, self.temperature)

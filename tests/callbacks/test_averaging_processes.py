@@ -23,11 +23,12 @@ def killed(tmp_path_factory):
             seen[name] = int(step)
         return len(seen) == len(METHODS) and min(seen.values()) >= 7
 
-    run_until_killed([SCRIPT, "kill", folder], when)
+    run_until_killed([SCRIPT, "kill", folder], when, timeout=150)
     return folder
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(200)
 @pytest.mark.parametrize("name", METHODS)
 def test_killed_and_resumed_it_ends_with_the_same_bits(name, killed, tmp_path) -> None:
     folder = killed / name

@@ -167,7 +167,7 @@ def test_4_along_a_whitened_linear_teacher_it_is_annealing_with_another_factor(t
         ({"alpha": 0.0}, r"alpha must be above 0 and at most 1, got 0\.0"),
         ({"loss": "cos"}, "loss must be mse or kl, got 'cos'"),
         ({"temperature_by": "step"}, "temperature_by must be checkpoint or epoch, got 'step'"),
-        ({"order": "back"}, "order must be forward or reversed or shuffled, got 'back'"),
+        ({"order": "back"}, "order must be forward, reversed or shuffled, got 'back'"),
         ({"reduction": "none"}, "reduction must be mean or sum, got 'none'"),
         ({"best_from": "first"}, "best_from must be stage1 or last_checkpoint, got 'first'"),
     ],

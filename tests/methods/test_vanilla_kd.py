@@ -46,6 +46,12 @@ def test_without_weight_the_teacher_is_not_asked_and_it_is_fine_tuning() -> None
     assert module.objective(tiny.batch()) == expected
 
 
+def test_without_weight_the_teacher_is_not_even_loaded() -> None:
+    module = VanillaKD(tiny.model(), TASK, teacher="/no/such/folder", alpha=0.0)
+    tiny.trainer(max_steps=1).fit(module, tiny.loader(), tiny.loader())
+    assert module.teacher is None
+
+
 def test_on_regression_the_soft_term_is_a_squared_error() -> None:
     task = tiny.TASKS["regression"]
     teacher = tiny.model("bert", task, seed=1)
