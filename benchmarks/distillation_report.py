@@ -161,8 +161,8 @@ def plot(runs: Runs, title: str, path: Path) -> None:
             if len(gaps) > 2:
                 mean, low, high = paired_interval(gaps, [0.0] * len(gaps))
                 spread = [[mean - low], [high - mean]]
-                at = {"x": [mean], "y": [place + up], "xerr": spread}
-                axes[0].errorbar(**at, fmt="s", color=color, capsize=3, markersize=4)
+                look = {"fmt": "s", "color": color, "capsize": 3, "markersize": 4}
+                axes[0].errorbar([mean], [place + up], xerr=spread, **look)
         axes[0].plot([], [], "s", color=color, markersize=4, label=name)
     axes[0].legend(fontsize=7)
     axes[0].axvline(0, color="black", linewidth=0.8)

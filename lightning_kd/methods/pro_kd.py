@@ -91,7 +91,8 @@ class ProKD(DistillationModule):
         tasks="GLUE, SQuAD, CIFAR",
         recipe="pro_kd_glue",
         result="not available to us; the method is a reconstruction",
-        ours="sparse parity, KL: 4 of 4 seeds, last teacher 2 of 4 (docs/evidence/pro_kd.md)",
+        ours="sparse parity, KL: 4 of 4 seeds, last teacher 2 of 4 (docs/evidence/pro_kd.md); "
+        "reviews: 70.4 ± 2.6, labels alone 70.3 ± 1.5 (docs/evidence/distillation.md)",
     )
 
     def __init__(  # noqa: PLR0913, PLR0917 - what a user sets on the command line

@@ -42,6 +42,7 @@ class VanillaKD(DistillationModule):
         arxiv="1503.02531",
         tasks="GLUE, SQuAD, HellaSwag, CIFAR",
         recipe="vanilla_kd_glue",
+        ours="reviews: 71.2 ± 1.4, labels alone 70.3 ± 1.5 (docs/evidence/distillation.md)",
     )
 
     def __init__(
