@@ -154,6 +154,11 @@ class LabelRegularization(DistillationModule):
     def asks_teacher(self) -> bool:
         return self.regularizer in TAUGHT and self.alpha > 0
 
+    @property
+    @override
+    def trains_teacher(self) -> bool:
+        return self.asks_teacher or not self.teacher_name  # which is refused: there is none
+
     @override
     def load_teacher(self) -> None:
         if self.asks_teacher:
