@@ -200,17 +200,22 @@ def about(runs: Runs, records: Sequence[Record]) -> list[str]:
     )
     seconds = fmean(r["seconds"]["cpu"] for r in reported if not r["failed"])
     spread = [list(runs.points(0.0, arm).values()) for arm in runs.names(0.0)]
-    deviation = fmean(stdev(points) for points in spread if len(points) > 1)
-    seeds = max(map(len, spread))
+    several = [points for points in spread if len(points) > 1]
+    power: list[str] = []  # of one seed there is nothing to say
+    if several:
+        seeds, deviation = max(map(len, several)), fmean(map(stdev, several))
+        effect = minimal_detectable_effect(seeds)
+        power = [
+            f"With {seeds} seeds a t-test of two arms that are not paired finds a difference of",
+            f"{effect:.1f} deviations (here {effect * deviation:.1f} points) in 80 % of studies.",
+        ]
     chosen = f"chosen from {tried} by validation" if tried else "as chosen for the reviews"
-    effect = minimal_detectable_effect(seeds)
     return [
         f"{len(reported)} runs of {runs.cut}-layer students, {sum(runs.failed.values())} failed,",
         f"{seconds:.0f} processor seconds each. Settings: `{json.dumps(options)}`.",
         f"Learning rate, {chosen}: {', '.join(f'{rate:g}' for rate in rates)}.",
         f"Teachers' {runs.metric}, by their share of wrong labels: {taught}.",
-        f"With {seeds} seeds a t-test of two arms that are not paired finds a difference of",
-        f"{effect:.1f} deviations (here {effect * deviation:.1f} points) in 80 % of studies.",
+        *power,
         f"Data `{facts['data_sha256'][:16]}`; {versions}.",
     ]
 

@@ -212,6 +212,15 @@ def test_failures_are_counted_and_lone_runs_have_no_interval(page) -> None:
     assert "| 1 (1 failed) | 70.0 | - | - | - | 69.0 | - |" in line
 
 
+def test_a_page_of_lone_runs_can_be_written(tmp_path) -> None:
+    runs, page = tmp_path / "runs.jsonl", tmp_path / "page.md"
+    runs.write_text(json.dumps(record("fine_tuning", 0, 0.7)))
+    page.write_text("<!-- reviews -->\n<!-- /reviews -->\n")
+    report.main([str(page), f"reviews={runs}"])
+    assert "| `fine_tuning` | 1 | 70.0 | - |" in page.read_text()
+    assert "t-test" not in page.read_text()
+
+
 def test_an_average_is_compared_with_the_last_weights_of_the_same_run(page) -> None:
     lines = page.read_text().splitlines()
     place = lines.index("Averaging, nothing chosen by validation:")
