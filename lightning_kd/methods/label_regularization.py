@@ -87,6 +87,8 @@ class LabelRegularization(DistillationModule):
         arxiv="2205.12428",
         tasks="GLUE",
         recipe="label_regularization_glue",
+        ours="reviews: smoothing 69.9, tf_reg 70.0, self-KD 70.2, labels alone 70.3 "
+        "(docs/evidence/distillation.md)",
     )
 
     def __init__(  # noqa: PLR0913, PLR0917 - what a user sets on the command line
