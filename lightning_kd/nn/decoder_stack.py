@@ -51,10 +51,11 @@ class DecoderStack:
         >>> len(DecoderStack.of(LlamaForCausalLM(config)).layers)
         3
         """
-        head = getattr(model, "lm_head", None)
+        head: Any = getattr(model, "lm_head", None)
         for backbone_name, *names in _NAMES:
             backbone = getattr(model, backbone_name, None)
-            embedding, layers, norm = (getattr(backbone, name, None) for name in names)
+            parts: list[Any] = [getattr(backbone, name, None) for name in names]
+            embedding, layers, norm = parts
             if isinstance(layers, nn.ModuleList) and None not in (head, embedding, norm):
                 break
         else:
