@@ -77,12 +77,13 @@ def shapes(name: str) -> Any:
         settings = {"max_position_embeddings": 4096, **dict(zip(names, sizes, strict=True))}
         return made(**{**settings, **untied, **more})
 
+    fused = {"hidden_act": "gelu_pytorch_tanh"}  # one kernel there, eight steps in transformers
     llama, phi, gemma = "LlamaConfig", "PhiConfig", "GemmaConfig"
     match name:
         case "phi-1.5":
-            return decoder(phi, 2048, 8192, 24, 32, 32, 51200, partial_rotary_factor=0.5)
+            return decoder(phi, 2048, 8192, 24, 32, 32, 51200, partial_rotary_factor=0.5, **fused)
         case "phi-2":
-            return decoder(phi, 2560, 10240, 32, 32, 32, 51200, partial_rotary_factor=0.4)
+            return decoder(phi, 2560, 10240, 32, 32, 32, 51200, partial_rotary_factor=0.4, **fused)
         case "phi-3":
             return decoder("Phi3Config", 3072, 8192, 32, 32, 32, 32064, pad_token_id=0)
         case "llama-2-7b":
@@ -140,6 +141,7 @@ def training_of(row: Row) -> Training:
         quantize_head=quantized,
         double_quant=row.quantization.endswith("-dq"),
         compute_dtype=torch.bfloat16,
+        old_bitsandbytes=True,  # 0.41 and 0.42
         optimizer="adamw_32bit" if quantized else "adamw",
         **common,
     )

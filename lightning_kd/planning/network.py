@@ -81,7 +81,13 @@ def make_networks(training: Training, layers: int | None = None) -> Networks:
     heads = head_modules(student)
     if training.quantization is not None:
         whole = () if training.quantize_head else heads
-        _quantize(student, whole, training.double_quant, training.compute_dtype)
+        _quantize(
+            student,
+            whole,
+            training.double_quant,
+            training.compute_dtype,
+            old=training.old_bitsandbytes,
+        )
     student = _trained(student, heads, training)
     if training.checkpointing:
         # Recomputing needs no random state here, and reading one is no operation on fake tensors.
@@ -137,11 +143,20 @@ def _make(config: Any, task: Task | None, training: Training) -> nn.Module:
 
 
 def _quantize(
-    model: nn.Module, heads: Sequence[str], double_quant: bool, compute: torch.dtype
+    model: nn.Module,
+    heads: Sequence[str],
+    double_quant: bool,
+    compute: torch.dtype,
+    *,
+    old: bool = False,
 ) -> None:
     names = match_linear_layers(model, "all-linear", exclude=heads)
     linear = [name for name in names if isinstance(model.get_submodule(name), nn.Linear)]
-    replace_modules(model, linear, lambda old: PlannedLinear4bit(old, double_quant, compute))  # type: ignore[arg-type]
+    replace_modules(
+        model,
+        linear,
+        lambda base: PlannedLinear4bit(base, double_quant, compute, old=old),  # type: ignore[arg-type]
+    )
 
 
 def _trained(student: nn.Module, heads: Sequence[str], training: Training) -> nn.Module:

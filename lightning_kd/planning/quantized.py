@@ -55,20 +55,27 @@ def nf4_bytes(numel: int, *, double_quant: bool = True) -> QuantizedBytes:
 
 
 class _MatMul4Bit(torch.autograd.Function):
-    """The tensors of bitsandbytes' product: the weight is read out anew each time, none is kept."""
+    """The tensors of bitsandbytes' product: the weight is read out anew each time and dropped."""
 
     @staticmethod
     @override
-    def forward(ctx: Any, x: Tensor, codes: Tensor, shape: tuple[int, int]) -> Tensor:
-        ctx.codes, ctx.shape = codes, shape
-        weight = x.new_empty(shape)
-        return x @ weight.t()
+    def forward(ctx: Any, x: Tensor, codes: Tensor, shape: tuple[int, int], old: bool) -> Tensor:
+        ctx.codes, ctx.shape, ctx.old = codes, shape, old
+        ctx.x = x if old else None
+        return x @ _read_out(x, shape, old).t()
 
     @staticmethod
     @override
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, None, None]:
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, None, None, None]:
         (grad,) = grads
-        return grad @ grad.new_empty(ctx.shape), None, None
+        return grad @ _read_out(grad, ctx.shape, ctx.old), None, None, None
+
+
+def _read_out(like: Tensor, shape: tuple[int, int], old: bool) -> Tensor:
+    if not old:
+        return like.new_empty(shape)
+    in_fp16 = like.new_empty(shape, dtype=torch.float16)
+    return torch.empty_like(in_fp16, dtype=like.dtype)
 
 
 class PlannedLinear4bit(nn.Linear):
@@ -78,12 +85,15 @@ class PlannedLinear4bit(nn.Linear):
         base: The layer that it stands for.
         double_quant: See `nf4_bytes`.
         compute_dtype: Of the product.
+        old: As releases 0.41 and 0.42 did it, which kept every input for the backward pass.
     """
 
-    def __init__(self, base: nn.Linear, double_quant: bool, compute_dtype: torch.dtype) -> None:
+    def __init__(
+        self, base: nn.Linear, double_quant: bool, compute_dtype: torch.dtype, *, old: bool = False
+    ) -> None:
         nn.Module.__init__(self)
         self.in_features, self.out_features = base.in_features, base.out_features
-        self.compute_dtype = compute_dtype
+        self.compute_dtype, self.old = compute_dtype, old
         size = nf4_bytes(base.weight.numel(), double_quant=double_quant)
         codes = torch.empty(size.codes, 1, dtype=torch.uint8, device=base.weight.device)
         self.weight = nn.Parameter(codes, requires_grad=False)
@@ -95,7 +105,7 @@ class PlannedLinear4bit(nn.Linear):
     def forward(self, input: Tensor) -> Tensor:
         shape = self.out_features, self.in_features
         x = input.to(self.compute_dtype)
-        made: Tensor = _MatMul4Bit.apply(x, self.weight, shape)  # type: ignore[no-untyped-call]
+        made: Tensor = _MatMul4Bit.apply(x, self.weight, shape, self.old)  # type: ignore[no-untyped-call]
         if self.bias is not None:
             made = made + self.bias.to(self.compute_dtype)
         return made.to(input.dtype)

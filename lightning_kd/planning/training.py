@@ -44,6 +44,7 @@ class Training:
         quantize_head: Whether for the heads, too.
         double_quant: Whether their scales are quantized.
         compute_dtype: Of products with 4-bit weights.
+        old_bitsandbytes: See `lightning_kd.planning.quantized.PlannedLinear4bit`.
         optimizer: See `OptimizerKind`.
         paged: Whether its moments may move to the host; they are counted all the same.
         fused: Whether it needs no temporary copy of the gradients.
@@ -78,6 +79,7 @@ class Training:
     quantize_head: bool = False
     double_quant: bool = True
     compute_dtype: torch.dtype = torch.float32
+    old_bitsandbytes: bool = False
     optimizer: OptimizerKind = "adamw"
     paged: bool = False
     fused: bool = True
