@@ -32,30 +32,36 @@ from lightning_kd.methods import (
 from lightning_kd.models import load_model
 from lightning_kd.nn import CifarResNet
 from lightning_kd.paper_schedules import StepPsi
-from lightning_kd.tasks import Image, Task
+from lightning_kd.tasks import CausalLM, Image, Task
 from tests.tiny_data import (
     TASKS,
     VOCABULARY,
     WORDS,
     batch,
     digits_folder,
+    films_folder,
     hellaswag_folder,
     loader,
     spans,
     squad_folder,
     sst2_folder,
     tokenizer_folder,
+    writer_tokenizer,
 )
 from tests.trajectories import followed
 
 __all__ = [  # of tests/tiny_data.py, where a test may as well find them here
-    "TASKS", "VOCABULARY", "WORDS", "batch", "digits_folder", "hellaswag_folder", "loader", "spans",
-    "squad_folder", "sst2_folder", "tokenizer_folder",
+    "TASKS", "VOCABULARY", "WORDS", "batch", "digits_folder", "films_folder", "hellaswag_folder",
+    "loader", "spans", "squad_folder", "sst2_folder", "tokenizer_folder", "writer_tokenizer",
 ]  # fmt: skip
 
 Made = TypeVar("Made", bound=nn.Module)
+WRITE = ("DyLoRA", "FineTuning", "LoRA", "VanillaKD")
 NOT_CLAIMED = {"DyLoRA": ("images",), "LoRA": ("images",)}
-"""Kinds of tasks that a method is not for, by its name: a ResNet has no layers to adapt."""
+"""Kinds of tasks that a method is not for, by its name: a ResNet has no layers to adapt.
+
+Of texts it is the methods that are for them which are named, in `WRITE`.
+"""
 
 
 def config(kind: str = "bert", **changes: Any) -> Any:
@@ -102,6 +108,8 @@ def model(
         if isinstance(task, Image):
             norm: Any = "batch" if batch_norm else "group"
             return CifarResNet(8, task.labels, task.num_channels, width=2, norm=norm).eval()
+        if isinstance(task, CausalLM) and kind == "bert":  # which reads both ways
+            kind = "llama"
         return load_model(config(kind), task).eval()
 
 
@@ -112,6 +120,16 @@ def model_folder(folder: Path, kind: str = "bert", seed: int = 0, **changes: Any
         made = load_model(config(kind, **changes), TASKS["classification"])
     made.save_pretrained(folder)  # type: ignore[operator]
     return tokenizer_folder(folder)
+
+
+def writer_folder(folder: Path, kind: str = "llama", seed: int = 0, **changes: Any) -> Path:
+    """The same of a language model."""
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        settings = {"eos_token_id": 2, "pad_token_id": 0, **changes}
+        made = load_model(config(kind, **settings), TASKS["text"])
+    made.save_pretrained(folder)  # type: ignore[operator]
+    return writer_tokenizer(folder)
 
 
 @cache
@@ -207,6 +225,8 @@ Arguments with another effect are in `tests/conformance/arguments.py`.
 
 def claims(name: str, kind: str) -> bool:
     """Whether a method is for tasks of this kind."""
+    if kind == "text" and name not in WRITE:
+        return False
     return kind not in NOT_CLAIMED.get(name, ())
 
 

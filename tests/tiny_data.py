@@ -11,7 +11,15 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from lightning_kd.tasks import Classification, Image, MultipleChoice, Regression, SpanQA, Task
+from lightning_kd.tasks import (
+    CausalLM,
+    Classification,
+    Image,
+    MultipleChoice,
+    Regression,
+    SpanQA,
+    Task,
+)
 
 VOCABULARY = 40
 WORDS = [f"w{i}" for i in range(VOCABULARY - 5)]
@@ -21,6 +29,7 @@ TASKS: dict[str, Task] = {
     "images": Image("digits", [str(digit) for digit in range(10)], num_channels=1),
     "regression": Regression("stsb", 0.0, 5.0),
     "spans": SpanQA("squad"),
+    "text": CausalLM("alpaca", max_new_tokens=4),
 }
 
 
@@ -38,7 +47,11 @@ def batch(size: int = 4, task: Task = TASKS["classification"], seed: int = 0) ->
     lengths = torch.randint(3, 9, (size,), generator=generator)
     mask = (torch.arange(8) < lengths[:, None]).long()
     tokens = torch.randint(5, VOCABULARY, (size, 8), generator=generator)
-    if isinstance(task, Classification):
+    if isinstance(task, CausalLM):  # the first one or two tokens are the prompt
+        prompts = torch.randint(1, 3, (size,), generator=generator)
+        target = mask.bool() & (torch.arange(8) >= prompts[:, None])
+        labels = tokens.masked_fill(~target, -100)
+    elif isinstance(task, Classification):
         labels = torch.randint(task.num_labels, (size,), generator=generator)
     elif isinstance(task, SpanQA):
         labels = spans(lengths, generator)
@@ -93,6 +106,35 @@ def tokenizer_folder(folder: Path) -> Path:
     special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
     vocabulary = {word: i for i, word in enumerate([*special, *WORDS])}
     BertTokenizer(vocab=vocabulary).save_pretrained(folder)
+    return folder
+
+
+def writer_tokenizer(folder: Path) -> Path:
+    """A tokenizer of whole words for language models: ``w0``..., lines, padding and an end."""
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    special = ["<pad>", "<unk>", "<end>"]
+    vocabulary = {word: i for i, word in enumerate([*special, ":", "###", *WORDS])}
+    words = Tokenizer(models.WordLevel(vocabulary, unk_token=special[1]))
+    words.pre_tokenizer = pre_tokenizers.Whitespace()
+    names = {"pad_token": "<pad>", "unk_token": "<unk>", "eos_token": "<end>"}
+    PreTrainedTokenizerFast(tokenizer_object=words, **names).save_pretrained(folder)
+    return folder
+
+
+def films_folder(folder: Path, train: int = 32, dev: int = 12, test: int = 8) -> Path:
+    """The task ``reviews`` of instructions: to be answered by two words of the instruction."""
+    folder.mkdir(parents=True, exist_ok=True)
+    generator = torch.Generator().manual_seed(0)
+    for split, count in (("train", train), ("dev", dev), ("test", test)):
+        rows = []
+        for number in range(count):
+            picks = torch.randint(len(WORDS), (4,), generator=generator)
+            words = [WORDS[pick] for pick in picks]
+            row = {"instruction": " ".join(words), "input": "", "output": " ".join(words[:2])}
+            rows.append(row | {"film": f"{split}_{number // 2}"})
+        (folder / f"{split}.json").write_text(json.dumps(rows))
     return folder
 
 
