@@ -41,7 +41,7 @@ def smollm() -> Any:
 
 def cases() -> dict[str, Training]:
     """What is measured, by name."""
-    common: dict[str, Any] = {"student": smollm(), "device": "cpu", "batch_size": 4, "length": 256}
+    common: dict[str, Any] = {"student": smollm(), "device": "cpu", "batch_size": 2, "length": 256}
     lora = {"train": "adapter", "rank": 16, "target_modules": "all-linear"}
     return {
         "all weights": Training(**common),

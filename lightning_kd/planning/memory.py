@@ -1,7 +1,7 @@
 """Peak memory of a training, by part, before anything is loaded."""
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 
 from lightning_kd.planning.trace import Moment, trace
 from lightning_kd.planning.training import Training
@@ -27,7 +27,6 @@ class Plan:
     training: Training
     parts: Mapping[str, int]
     pageable: int = 0
-    notes: tuple[str, ...] = field(default=())
 
     @property
     def total(self) -> int:
@@ -78,6 +77,7 @@ def plan_memory(training: Training) -> Plan:
         kept, gradients, moment = 0, whole, Moment(stepping - whole, whole, 0)
     parts["gradients"] = round(gradients)
     parts["optimizer"] = moments
+    parts["average"] = whole if training.averaged else 0
     parts["activations"] = round(kept)
     parts["logits"] = round(moment.logits)
     parts["working memory"] = round(moment.activations - kept)

@@ -134,7 +134,7 @@ def _make(config: Any, task: Task | None, training: Training) -> nn.Module:
         return load_model(config, task, pretrained=False)
     config = copy.deepcopy(config)  # a task writes its labels into it
     dtype = training.weight_dtype(config)
-    if task is None:
+    if training.predicts_tokens:
         with quiet():
             head = transformers.AutoModelForCausalLM
             return with_padding(head.from_config(config, dtype=dtype))
@@ -170,7 +170,7 @@ def _trained(student: nn.Module, heads: Sequence[str], training: Training) -> nn
         return student
     saved = training.modules_to_save
     if saved is None:
-        saved = [] if _is_language_model(training.task) else heads
+        saved = [] if training.predicts_tokens else heads
     names = match_linear_layers(student, training.target_modules, exclude=[*heads, *saved])
     replace_modules(student, names, lambda base: _adapted(base, training))
     for name, parameter in student.named_parameters():
@@ -195,10 +195,6 @@ def _adapted(base: nn.Module, training: Training) -> nn.Module:
             factor = torch.empty_like(getattr(layer, name), dtype=training.adapter_dtype)
             setattr(layer, name, nn.Parameter(factor))
     return layer
-
-
-def _is_language_model(task: Task | None) -> bool:
-    return task is None or task.auto_class == "AutoModelForCausalLM"
 
 
 class _PEFTLinear(nn.Module):

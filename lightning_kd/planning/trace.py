@@ -7,20 +7,18 @@ the very code that will run it, and storages are counted while they live. What a
 a block that is computed again.
 """
 
-from collections.abc import Callable
 from contextlib import ExitStack
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from lightning_kd.nn import DecoderStack
 from lightning_kd.planning.device import AsOnGPU
 from lightning_kd.planning.live import LiveBytes
 from lightning_kd.planning.network import Networks, equal_layers, make_networks
+from lightning_kd.planning.objective import make_batch, objective
 from lightning_kd.planning.training import Training
-from lightning_kd.tasks import Image, MultipleChoice, Regression, SpanQA
 
 SHALLOW, DEEPER = 3, 5
 """Layers of two short stacks, from which a deep one is told: what each further layer adds."""
@@ -86,10 +84,9 @@ def _step(training: Training, layers: int | None) -> tuple[Moment, tuple[Moment,
     with ExitStack() as inside:
         inside.enter_context(FakeTensorMode(allow_non_fake_inputs=True))
         networks = make_networks(training, layers)
-        batch = make_batch(training, networks.student)
-        vocabulary = None
-        if training.task is None or training.task.auto_class == "AutoModelForCausalLM":
-            vocabulary = networks.student.config.vocab_size  # type: ignore[union-attr]
+        batch = make_batch(training)
+        config: Any = getattr(networks.student, "config", None)
+        vocabulary = config.vocab_size if training.predicts_tokens else None
         if training.device == "cuda":
             inside.enter_context(AsOnGPU())
         live = LiveBytes(vocabulary)
@@ -123,60 +120,4 @@ def _forward_and_backward(
     return kept, tuple(fullest)
 
 
-def make_batch(training: Training, student: nn.Module) -> dict[str, Tensor]:
-    """Inputs and labels of one forward pass, of the shapes that the task has."""
-    task, size, length = training.task, training.batch_size, training.length
-    if isinstance(task, Image):
-        pixels = torch.zeros(size, task.num_channels, length, length)
-        return {"pixel_values": pixels, "labels": torch.zeros(size, dtype=torch.long)}
-    shape = (size, task.num_labels, length) if isinstance(task, MultipleChoice) else (size, length)
-    batch = {"input_ids": torch.zeros(shape, dtype=torch.long)}
-    if training.has_mask:
-        batch["attention_mask"] = torch.ones(shape, dtype=torch.long)
-    if task is None or task.auto_class == "AutoModelForCausalLM":
-        batch["labels"] = torch.zeros(size, length, dtype=torch.long)
-    elif isinstance(task, SpanQA):
-        batch["labels"] = torch.zeros(size, 2, dtype=torch.long)
-        batch["answer_mask"] = torch.ones(size, length, dtype=torch.bool)
-    else:
-        kind = torch.float32 if isinstance(task, Regression) else torch.long
-        batch["labels"] = torch.zeros(size, dtype=kind)
-    del student
-    return batch
-
-
-def objective(training: Training, networks: Networks, batch: dict[str, Tensor]) -> Tensor:
-    """The loss against the labels, and against a teacher where there is one."""
-    if training.exits > 1:
-        return _exits_loss(training, networks.student, batch)
-    task = training.task
-    if task is None:
-        loss: Tensor = networks.student(**batch).loss
-        if networks.teacher is not None:
-            with torch.no_grad():
-                networks.teacher(**batch)
-        return loss
-    prediction = task.predict(networks.student, batch)
-    loss = task.hard_loss(prediction, batch).mean()
-    if networks.teacher is not None:
-        with torch.no_grad():
-            answer = task.predict(networks.teacher, batch)
-        loss = loss + task.soft_loss(prediction, answer, batch).mean()
-    return loss
-
-
-def _exits_loss(training: Training, student: nn.Module, batch: dict[str, Tensor]) -> Tensor:
-    """The sum of a language model's losses at several exits, each with logits of its own."""
-    stack = DecoderStack.of(student)
-    given = {k: v for k, v in batch.items() if k != "labels"}
-    hidden = stack.backbone(**given).last_hidden_state
-    loss_of: Callable[..., Any] = stack.model.loss_function
-    width = stack.model.config.vocab_size
-    losses = [
-        loss_of(logits=stack.logits(hidden), labels=batch["labels"], vocab_size=width)
-        for _ in range(training.exits)
-    ]
-    return torch.stack(losses).sum()
-
-
-__all__ = ["Moment", "Trace", "make_batch", "objective", "trace"]
+__all__ = ["Moment", "Trace", "trace"]

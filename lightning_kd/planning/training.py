@@ -52,7 +52,9 @@ class Training:
         checkpointing: Keep only the inputs of blocks, and compute the rest again.
         teacher: A second, frozen model that answers the same batch.
         teacher_bits: 4: its matrices are NF4.
-        exits: Layers that answer, each with logits of its own.
+        exits: Places of a language model that answer, all through its head.
+        logit_chunk: Tokens whose logits are in memory at once; None: all of them.
+        averaged: Whether a running average of what trains is kept beside it.
         padded: Whether texts of a batch have unequal lengths, so that attention needs a mask; None:
             where there are several.
         device: ``cuda`` or ``cpu``, whose attention, dropout and autocast differ.
@@ -88,6 +90,8 @@ class Training:
     teacher: Any = None
     teacher_bits: int | None = None
     exits: int = 1
+    logit_chunk: int | None = None
+    averaged: bool = False
     padded: bool | None = None
     device: Literal["cuda", "cpu"] = "cuda"
 
@@ -105,10 +109,17 @@ class Training:
             if (value := getattr(self, name)) not in known:
                 words = ", ".join(map(str, known))
                 raise ValueError(f"{name} must be one of {words}, got {value!r}")
+        if self.exits > 1 and self.logit_chunk is None:
+            raise ValueError("several exits need a logit_chunk, for example 1024 tokens")
         if self.quantization is not None and self.train == "all":
             raise ValueError(
                 f"{self.quantization} weights cannot be trained; train an adapter over them"
             )
+
+    @property
+    def predicts_tokens(self) -> bool:
+        """Whether the model's answers are tokens of its vocabulary."""
+        return self.task is None or self.task.auto_class == "AutoModelForCausalLM"
 
     @property
     def half(self) -> torch.dtype | None:
