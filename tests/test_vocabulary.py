@@ -15,7 +15,9 @@ def test_padding_rows_are_cut(student, teacher) -> None:
 
 
 def test_tokens_that_changed_places_are_refused() -> None:
-    with pytest.raises(ValueError, match=r"\(3 tokens, 3 rows\).*\(3 tokens, 8 rows\) differ: 0 is "):
+    with pytest.raises(
+        ValueError, match=r"\(3 tokens, 3 rows\).*\(3 tokens, 8 rows\) differ: 0 is "
+    ):
         common_vocabulary(WORDS, {"b": 0, "a": 1, "c": 2}, 3, 8)
 
 

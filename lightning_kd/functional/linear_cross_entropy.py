@@ -145,7 +145,7 @@ class _Sum(torch.autograd.Function):
 
     @staticmethod
     @without_autocast
-    def forward(  # noqa: PLR0917 - autograd passes by position
+    def forward(
         ctx: Any, weight: Tensor, labels: Tensor, weights: Tensor, size: int, *states: Tensor
     ) -> tuple[Tensor, Tensor]:
         count = labels.shape[0]

@@ -70,11 +70,14 @@ def test_a_frozen_head_and_frozen_states_get_no_gradient() -> None:
 
 
 def test_gradients_are_right_by_finite_differences() -> None:
-    states, weight, labels, weights = inputs(torch.float64)
+    states, weight, labels, _ = inputs(torch.float64)
     assert torch.autograd.gradcheck(
         lambda h, w: linear_cross_entropy(h, w, labels, 5).double(),
         (states[0], weight),
-        eps=1e-3, atol=2e-3, rtol=1e-2, nondet_tol=0,
+        eps=1e-3,
+        atol=2e-3,
+        rtol=1e-2,
+        nondet_tol=0,
     )  # fmt: skip - the losses themselves are fp32
 
 

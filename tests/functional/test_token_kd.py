@@ -28,9 +28,7 @@ def dense(student, teacher, divergence, beta, temperature):
     elif divergence == "reverse_kl":
         value = divergence_of(log_q, log_p)
     else:
-        m = torch.logsumexp(
-            torch.stack([log_p + math.log(beta), log_q + math.log1p(-beta)]), 0
-        )
+        m = torch.logsumexp(torch.stack([log_p + math.log(beta), log_q + math.log1p(-beta)]), 0)
         value = beta * divergence_of(log_p, m) + (1 - beta) * divergence_of(log_q, m)
     return value * temperature**2
 

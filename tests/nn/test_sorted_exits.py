@@ -104,15 +104,16 @@ def test_a_shared_cut_is_the_same_memory_and_a_copy_is_not() -> None:
     assert sum(p.numel() for p in copied.parameters()) < sum(p.numel() for p in model.parameters())
 
 
-def test_a_pass_to_a_shallow_exit_runs_no_deeper_block() -> None:
-    for family in ("llama", "gpt2"):
-        model, ran = made(family), []
-        for number, layer in enumerate(DecoderStack.of(model).layers, 1):
-            layer.register_forward_hook(lambda *_, n=number: ran.append(n))
-        exit_states(model, [2, 3], **batch())
-        assert ran == [1, 2, 3]
-        exit_states(model, [6], **batch())
-        assert ran == [1, 2, 3, 1, 2, 3, 4, 5, 6]
+@pytest.mark.parametrize("family", ["llama", "gpt2"])
+def test_a_pass_to_a_shallow_exit_runs_no_deeper_block(family) -> None:
+    model = made(family)
+    ran: list[int] = []
+    for number, layer in enumerate(DecoderStack.of(model).layers, 1):
+        layer.register_forward_hook(lambda *_, n=number: ran.append(n))
+    exit_states(model, [2, 3], **batch())
+    assert ran == [1, 2, 3]
+    exit_states(model, [6], **batch())
+    assert ran == [1, 2, 3, 1, 2, 3, 4, 5, 6]
 
 
 def test_the_last_state_is_not_normalized_twice() -> None:
