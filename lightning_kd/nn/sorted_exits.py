@@ -10,9 +10,14 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-from jaxtyping import Float
+import torch
+from jaxtyping import Float, Int
 from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+from torch.utils.checkpoint import checkpoint
 
+from lightning_kd.functional import linear_cross_entropy_sum
+from lightning_kd.functional.linear_cross_entropy import chunks
 from lightning_kd.nn.decoder_stack import DecoderStack
 from lightning_kd.nn.surgery import keep_layers
 
@@ -34,6 +39,22 @@ def check_exits(exits: Sequence[int], depth: int) -> list[int]:
             f"exits must be ascending numbers of blocks from 1 to {depth}, got {list(exits)}"
         )
     return list(exits)
+
+
+def exit_shares(exits: Sequence[int], loss: str) -> list[float]:
+    """What each exit's loss is multiplied by: 1 for ``sum``, in proportion to ``weighted`` depth.
+
+    All others sum to 1 and are the same.
+
+    >>> exit_shares([1, 3], "mean"), exit_shares([1, 3], "weighted")
+    ([0.5, 0.5], [0.25, 0.75])
+    """
+    match loss:
+        case "sum":
+            return [1.0] * len(exits)
+        case "weighted":
+            return [number / sum(exits) for number in exits]
+    return [1 / len(exits)] * len(exits)
 
 
 def exit_states(
@@ -63,7 +84,7 @@ def exit_states(
 
         return hook
 
-    with _ending_at(stack, exits[-1]):
+    with ending_at(stack, exits[-1]):
         hooks = [stack.layers[n - 1].register_forward_hook(keep(n)) for n in exits]
         try:
             stack.backbone(**inputs, use_cache=False)
@@ -74,17 +95,67 @@ def exit_states(
 
 
 @contextmanager
-def _ending_at(stack: DecoderStack, depth: int) -> Iterator[None]:
-    """Let the backbone run its first ``depth`` blocks only."""
-    if depth == len(stack.layers):
-        yield
-        return
-    name = next(name for name, child in stack.backbone.named_children() if child is stack.layers)
-    setattr(stack.backbone, name, stack.layers[:depth])
+def ending_at(
+    model: nn.Module | DecoderStack, depth: int, head: nn.Module | None = None
+) -> Iterator[None]:
+    """Within the block the model is its first ``depth`` blocks, then norm and head.
+
+    Args:
+        model: A causal language model that `DecoderStack` knows, or its parts.
+        depth: From 1 to the number of blocks.
+        head: In the place of the model's own.
+    """
+    stack = model if isinstance(model, DecoderStack) else DecoderStack.of(model)
+    changes: list[tuple[Any, nn.Module, nn.Module]] = []
+    if depth != len(stack.layers):
+        changes.append((stack.backbone, stack.layers, stack.layers[:depth]))
+    if head is not None:
+        changes.append((stack.model, stack.head, head))
+    names = [
+        next(name for name, child in owner.named_children() if child is old)
+        for owner, old, _ in changes
+    ]
+    for name, (owner, _, new) in zip(names, changes, strict=True):
+        setattr(owner, name, new)
     try:
         yield
     finally:
-        setattr(stack.backbone, name, stack.layers)
+        for name, (owner, old, _) in zip(names, changes, strict=True):
+            setattr(owner, name, old)
+
+
+def head_loss(
+    head: nn.Linear,
+    states: Sequence[Float[Tensor, "n d"]],
+    labels: Int[Tensor, " n"],
+    weights: Float[Tensor, "e n"],
+    chunk_size: int,
+) -> tuple[Float[Tensor, ""], Float[Tensor, "e n"]]:
+    """`linear_cross_entropy_sum` through a head, also one whose weight is spread over processes.
+
+    Under ZeRO-3 a weight is whole only while its module is called: then chunks go through the
+    module, a second time in the backward pass.
+    """
+    if head.bias is not None:
+        raise TypeError("the head has a bias, which its exits would lack; give a model without")
+    if not hasattr(head.weight, "ds_id"):
+        return linear_cross_entropy_sum(states, head.weight, labels, weights, chunk_size)
+
+    def of_rows(rows: Tensor, wanted: Tensor) -> Tensor:
+        return cross_entropy(head(rows).float(), wanted, reduction="none")
+
+    losses = torch.stack(
+        [
+            torch.cat(
+                [
+                    checkpoint(of_rows, state[rows], labels[rows], use_reentrant=False)
+                    for rows in chunks(len(labels), chunk_size)
+                ]
+            )
+            for state in states
+        ]
+    )
+    return (weights * losses).sum(), losses.detach()
 
 
 def truncated(
@@ -121,4 +192,12 @@ def truncated(
     return cut if share else copy.deepcopy(cut)
 
 
-__all__ = ["EXITS_FIELD", "check_exits", "exit_states", "truncated"]
+__all__ = [
+    "EXITS_FIELD",
+    "check_exits",
+    "ending_at",
+    "exit_shares",
+    "exit_states",
+    "head_loss",
+    "truncated",
+]

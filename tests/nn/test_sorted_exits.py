@@ -7,68 +7,12 @@ import torch
 import transformers
 
 from lightning_kd.functional import linear_cross_entropy
-from lightning_kd.nn import DecoderStack, exit_states, truncated
+from lightning_kd.nn import DecoderStack, ending_at, exit_states, truncated
+from lightning_kd.nn.sorted_exits import head_loss
+from tests.decoders import DEPTH, EXITS, FAMILIES, batch, independently_cut, labels, made
 
-VOCABULARY, WIDTH, DEPTH, EXITS = 97, 32, 6, [2, 4, 6]
-FAMILIES = {
-    "llama": (transformers.LlamaConfig, transformers.LlamaForCausalLM),
-    "mistral": (transformers.MistralConfig, transformers.MistralForCausalLM),
-    "qwen2": (transformers.Qwen2Config, transformers.Qwen2ForCausalLM),
-    "gpt2": (transformers.GPT2Config, transformers.GPT2LMHeadModel),
-}
 CASES = [(family, tied) for family in FAMILIES for tied in (False, True)]
 every_model = pytest.mark.parametrize(("family", "tied"), CASES)
-
-
-def made(family, tied=False, **changes) -> Any:
-    config, model = FAMILIES[family]
-    settings: dict[str, Any] = {"vocab_size": VOCABULARY, "tie_word_embeddings": tied}
-    settings |= {"initializer_range": 0.2, "bos_token_id": 0, "eos_token_id": 0}
-    if family == "gpt2":
-        settings |= {"n_embd": WIDTH, "n_layer": DEPTH, "n_head": 4, "n_positions": 24}
-        settings |= dict.fromkeys(("resid_pdrop", "embd_pdrop", "attn_pdrop"), 0.0)
-    else:
-        settings |= {"hidden_size": WIDTH, "num_hidden_layers": DEPTH, "intermediate_size": 40}
-        settings |= {"num_attention_heads": 4, "num_key_value_heads": 2}
-        settings |= {"max_position_embeddings": 24}
-    if family == "mistral":
-        settings["sliding_window"] = 5
-    if family == "qwen2":
-        settings |= {"use_sliding_window": True, "sliding_window": 5, "max_window_layers": 3}
-    torch.manual_seed(0)
-    network = model(config(**settings, **changes)).eval()
-    norm: Any = DecoderStack.of(network).norm
-    torch.nn.init.normal_(norm.weight, 1.0, 0.5)
-    return network
-
-
-def batch() -> dict[str, torch.Tensor]:
-    generator = torch.Generator().manual_seed(1)
-    tokens = torch.randint(1, VOCABULARY, (3, 9), generator=generator)
-    mask = torch.ones_like(tokens)
-    mask[1, 6:] = 0
-    mask[2, 3:] = 0
-    return {"input_ids": tokens, "attention_mask": mask}
-
-
-def labels(tokens) -> torch.Tensor:
-    """Targets after a prompt of two tokens, without padding; the last row has none."""
-    wanted = tokens["input_ids"].masked_fill(tokens["attention_mask"] == 0, -100)
-    wanted[:, :2] = -100
-    wanted[2] = -100
-    return wanted
-
-
-def independently_cut(model, depth) -> Any:
-    """A fresh model of the shallower config, given the weights by their names."""
-    config = model.config.to_dict()
-    config["n_layer" if "n_layer" in config else "num_hidden_layers"] = depth
-    if config.get("layer_types"):
-        config["layer_types"] = config["layer_types"][:depth]
-    cut = type(model)(type(model.config)(**config)).eval()
-    weights = model.state_dict()
-    cut.load_state_dict({name: weights[name] for name in cut.state_dict()})
-    return cut
 
 
 @every_model
@@ -192,3 +136,49 @@ def test_wrong_exits_are_named(exits) -> None:
 def test_a_wrong_depth_is_named() -> None:
     with pytest.raises(ValueError, match=r"from 1 to 6, got \[7\]"):
         truncated(made("llama"), 7)
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2"])
+def test_a_model_that_ends_early_writes_what_its_truncation_writes(family) -> None:
+    model, tokens = made(family), {k: v[:1] for k, v in batch().items()}
+    settings = {"max_new_tokens": 8, "do_sample": False, "pad_token_id": 0}
+    for depth in EXITS:
+        cut = truncated(model, depth)
+        with ending_at(model, depth):
+            written = model.generate(**tokens, **settings)
+        assert torch.equal(written, cut.generate(**tokens, **settings))
+    assert len(DecoderStack.of(model).layers) == DEPTH
+
+
+def test_a_head_of_its_own_is_in_use_only_within_the_block() -> None:
+    model, tokens = made("llama"), batch()
+    own = torch.nn.Linear(32, 97, bias=False)
+    before = model(**tokens).logits
+    with ending_at(model, 2, own), torch.no_grad():
+        state = exit_states(model, [2], **tokens)[2]
+        assert torch.equal(model(**tokens).logits, own(model.model.norm(state)))
+    with pytest.raises(RuntimeError, match="stop"), ending_at(model, 2, own):
+        raise RuntimeError("stop")
+    assert torch.equal(model(**tokens).logits, before)
+
+
+def test_a_head_that_must_be_called_gives_the_same_loss_and_gradients() -> None:
+    """ZeRO-3 marks the weights that it spreads over processes."""
+    generator = torch.Generator().manual_seed(0)
+    states = [torch.randn(9, 32, generator=generator).requires_grad_() for _ in range(2)]
+    targets = torch.randint(97, (9,), generator=generator)
+    weights = torch.rand(2, 9, generator=generator)
+    head = torch.nn.Linear(32, 97, bias=False)
+    leaves = [*states, head.weight]
+    loss, losses = head_loss(head, states, targets, weights, 4)
+    expected = torch.autograd.grad(loss, leaves)
+    head.weight.ds_id = 0  # type: ignore[attr-defined]
+    called, again = head_loss(head, states, targets, weights, 4)
+    torch.testing.assert_close([called, again], [loss, losses])
+    found = torch.autograd.grad(called, leaves)
+    torch.testing.assert_close(found, expected, atol=1e-6, rtol=1e-5)
+
+
+def test_a_head_with_a_bias_is_refused() -> None:
+    with pytest.raises(TypeError, match="has a bias"):
+        head_loss(torch.nn.Linear(2, 3), [], torch.zeros(0).long(), torch.zeros(0, 0), 1)
