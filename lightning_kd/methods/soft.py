@@ -119,7 +119,7 @@ class SoFT(TaskModule, Nested):
         everything = {*self.exits, *self._evaluation_exits, self.predict_exit}
         self._sizes, self._size = sorted(everything), depth
         own = self.exits[:-1] if head == "per_exit" else []
-        self.heads = nn.ModuleDict({str(n): copy.deepcopy(self.stack.head) for n in own})
+        self.heads = nn.ModuleDict({str(n): copy.deepcopy(self.stack.head).train() for n in own})
         if head == "per_exit" and not own:
             raise ValueError(f"head=per_exit needs an exit before the deepest, got {self.exits}")
         if train == "heads":

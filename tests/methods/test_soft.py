@@ -47,7 +47,7 @@ def test_the_loss_is_a_sum_over_truncated_models(family, loss, shares) -> None:
     module = soft(family, loss=loss, chunk_size=3)
     expected = [float(truncated_loss(module.student, depth).detach()) for depth in EXITS]
     total = sum(share * value for share, value in zip(shares, expected, strict=True))
-    assert float(module.objective(batch())["sorted"].detach()) == pytest.approx(total, abs=1e-6)
+    assert float(module.objective(batch())["sorted"].detach()) == pytest.approx(total, abs=3e-6)
 
 
 def test_micro_batches_add_up_to_the_whole_batch() -> None:
@@ -57,7 +57,7 @@ def test_micro_batches_add_up_to_the_whole_batch() -> None:
         module.objective({**batch(rows), "num_targets": torch.tensor(12 / 2)})["sorted"]
         for rows in (slice(0, 1), slice(1, 3))
     ]
-    assert float((sum(parts) / 2 - whole).abs()) < 1e-6
+    assert float((sum(parts) / 2 - whole).abs().detach()) < 1e-6
 
 
 def test_the_drawn_exit_expects_the_sorted_gradient() -> None:
@@ -70,6 +70,10 @@ def test_the_drawn_exit_expects_the_sorted_gradient() -> None:
         (drawn.objective(batch())["sorted"] / len(EXITS)).backward()
     for parameter, gradient in zip(drawn.student.parameters(), expected, strict=True):
         torch.testing.assert_close(parameter.grad, gradient, atol=1e-6, rtol=1e-4)
+
+
+def loader(batches=1) -> Any:
+    return torch.utils.data.DataLoader([batch()] * batches, batch_size=None)
 
 
 class Sizes(L.Callback):
@@ -86,8 +90,8 @@ class Sizes(L.Callback):
 
 def fit(module, steps=4, **settings) -> Sizes:
     notes = Sizes()
-    loader = torch.utils.data.DataLoader([batch()] * steps, batch_size=None)
-    tiny.trainer(notes, max_epochs=1, log_every_n_steps=1, **settings).fit(module, loader)
+    trainer = tiny.trainer(notes, max_epochs=1, log_every_n_steps=1, **settings)
+    trainer.fit(module, loader(steps), loader())
     return notes
 
 
@@ -104,7 +108,7 @@ def test_every_exit_is_logged_with_its_own_loss() -> None:
     module = soft(loss="sum", learning_rate=0.0)
     expected = {f"train/exit_{n}": float(truncated_loss(module.student, n).detach()) for n in EXITS}
     trainer = tiny.trainer(max_epochs=1, log_every_n_steps=1)
-    trainer.fit(module, torch.utils.data.DataLoader([batch()], batch_size=None))
+    trainer.fit(module, loader(), loader())
     found = {key: float(trainer.callback_metrics[key]) for key in expected}
     assert found == pytest.approx(expected, abs=1e-5)
 
@@ -146,9 +150,7 @@ def test_plain_fine_tuning_trains_the_last_exit_and_reports_all() -> None:
     module = soft(exits=[DEPTH], evaluation_exits=EXITS)
     expected = truncated_loss(module.student, DEPTH)
     torch.testing.assert_close(module.objective(batch())["sorted"], expected)
-    reported = tiny.trainer().validate(
-        module, torch.utils.data.DataLoader([batch()], batch_size=None), verbose=False
-    )
+    reported = tiny.trainer().validate(module, loader(), verbose=False)
     assert {f"val/layer_{n}/perplexity" for n in EXITS} <= set(reported[0])
 
 
