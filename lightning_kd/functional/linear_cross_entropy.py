@@ -24,6 +24,15 @@ def compute_dtype(hidden: Tensor) -> torch.dtype:
     return hidden.dtype
 
 
+def sum_dtype(dtype: torch.dtype) -> torch.dtype:
+    """What sums are kept in: fp32, or fp64 for fp64.
+
+    >>> sum_dtype(torch.bfloat16), sum_dtype(torch.float64)
+    (torch.float32, torch.float64)
+    """
+    return torch.promote_types(dtype, torch.float32)
+
+
 def without_autocast(method: Callable[..., Any]) -> Callable[..., Any]:
     """A ``forward`` or ``backward`` whose types are its own: autocast would halve its sums."""
 
@@ -50,16 +59,16 @@ def chunks(count: int, size: int) -> Iterator[slice]:
 
 
 class Scores:
-    """fp32 logits ``[c, V]`` of successive chunks, in one buffer that its users may overwrite."""
+    """Logits ``[c, V]`` of successive chunks, in one buffer that its users may overwrite."""
 
     def __init__(self, weight: Tensor, rows: int) -> None:
         self.weight = weight
-        self.buffer = weight.new_empty(rows, weight.shape[0], dtype=torch.float32)
+        self.buffer = weight.new_empty(rows, weight.shape[0], dtype=sum_dtype(weight.dtype))
 
     def __call__(self, hidden: Tensor) -> Tensor:
         """Those of ``hidden [c, d]``."""
         into = self.buffer[: hidden.shape[0]]
-        if self.weight.dtype is torch.float32:
+        if self.weight.dtype is into.dtype:
             return torch.mm(hidden, self.weight.t(), out=into)
         return into.copy_(hidden @ self.weight.t())
 
@@ -83,7 +92,7 @@ class _Unreduced(torch.autograd.Function):
     def forward(ctx: Any, hidden: Tensor, weight: Tensor, labels: Tensor, size: int) -> Tensor:
         count = hidden.shape[0]
         scores_of = Scores(weight, min(size, count))
-        total, losses = (hidden.new_empty(count, dtype=torch.float32) for _ in range(2))
+        total, losses = (hidden.new_empty(count, dtype=sum_dtype(hidden.dtype)) for _ in range(2))
         for rows in chunks(count, size):
             scores = scores_of(hidden[rows])
             wanted = _target_scores(scores, labels[rows])
@@ -98,7 +107,7 @@ class _Unreduced(torch.autograd.Function):
     @without_autocast
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
         hidden, weight, labels, total = ctx.saved_tensors
-        upstream = upstream.float().masked_fill(labels < 0, 0.0)
+        upstream = upstream.masked_fill(labels < 0, 0.0)
         scores_of = Scores(weight, min(ctx.size, hidden.shape[0]))
         grads = _Gradients(hidden, weight, ctx.needs_input_grad[:2])
         for rows in chunks(hidden.shape[0], ctx.size):
@@ -119,7 +128,7 @@ class _Gradients:
         # bf16 sums of many chunks would lose bits.
         self._sum = shared
         if wanted[1] and shared is None:
-            self._sum = torch.zeros_like(weight, dtype=torch.float32)
+            self._sum = torch.zeros_like(weight, dtype=sum_dtype(weight.dtype))
 
     @property
     def of_weight(self) -> Tensor | None:
@@ -151,9 +160,9 @@ class _Sum(torch.autograd.Function):
         count = labels.shape[0]
         scores_of = Scores(weight, min(size, count))
         needs_weight, needs_states = ctx.needs_input_grad[0], ctx.needs_input_grad[4:]
-        shared = torch.zeros_like(weight, dtype=torch.float32) if needs_weight else None
-        losses = weight.new_empty(len(states), count, dtype=torch.float32)
-        weights = weights.float().masked_fill(labels < 0, 0.0)
+        shared = torch.zeros_like(weight, dtype=sum_dtype(weight.dtype)) if needs_weight else None
+        losses = weight.new_empty(len(states), count, dtype=sum_dtype(weight.dtype))
+        weights = weights.to(losses.dtype).masked_fill(labels < 0, 0.0)
         kept: list[Tensor | None] = []
         for index, hidden in enumerate(states):
             grads = _Gradients(hidden, weight, (needs_states[index], needs_weight), shared)
@@ -186,7 +195,7 @@ def linear_cross_entropy(
     labels: Int[Tensor, " n"],
     chunk_size: int = CHUNK_SIZE,
 ) -> Float[Tensor, " n"]:
-    r"""Cross-entropy :math:`\log \sum_v e^{w_v h_i} - w_{y_i} h_i`, unreduced, in fp32.
+    r"""Cross-entropy :math:`\log \sum_v e^{w_v h_i} - w_{y_i} h_i`, unreduced, in fp32 at least.
 
     Between the passes it keeps one number per token; the backward pass multiplies the logits out a
     second time, which makes it exact for whatever becomes of each token's loss. Where the weights

@@ -17,6 +17,7 @@ from lightning_kd.functional.linear_cross_entropy import (
     CHUNK_SIZE,
     chunks,
     compute_dtype,
+    sum_dtype,
     without_autocast,
 )
 
@@ -37,7 +38,7 @@ def token_kd_loss(
     With :math:`p = softmax(z_t / \tau)`, :math:`q = softmax(z_s / \tau)` it is ``forward_kl``
     :math:`KL(p \| q)` (as `kd_loss`), ``reverse_kl`` :math:`KL(q \| p)`, or ``jsd``
     :math:`\beta KL(p \| m) + (1 - \beta) KL(q \| m)` with :math:`m = \beta p + (1 - \beta) q`.
-    Source: Agarwal et al. (ICLR 2024), arXiv 2306.13649, Eq. 1. Computed in fp32.
+    Source: Agarwal et al. (ICLR 2024), arXiv 2306.13649, Eq. 1. Computed in fp32 at least.
 
     Args:
         student: Logits.
@@ -132,7 +133,7 @@ class _TokenKD(torch.autograd.Function):
         teacher_weight: Tensor | None,
         settings: tuple[str, float, float, int],
     ) -> Tensor:
-        losses = student.new_empty(student.shape[0], dtype=torch.float32)
+        losses = student.new_empty(student.shape[0], dtype=sum_dtype(student.dtype))
         for rows in chunks(student.shape[0], settings[3]):
             log_q = _log_softmax(student[rows], student_weight, settings[2])
             log_p = _log_softmax(teacher[rows], teacher_weight, settings[2])
@@ -150,7 +151,7 @@ class _TokenKD(torch.autograd.Function):
         of_student = torch.empty_like(student) if ctx.needs_input_grad[0] else None
         of_weight = None
         if ctx.needs_input_grad[1]:  # fp32: bf16 sums of many chunks would lose bits
-            of_weight = torch.zeros_like(student_weight, dtype=torch.float32)
+            of_weight = torch.zeros_like(student_weight, dtype=sum_dtype(student_weight.dtype))
         for rows in chunks(student.shape[0], size):
             slope = _log_softmax(student[rows], student_weight, temperature)
             log_p = _log_softmax(teacher[rows], teacher_weight, temperature)
@@ -171,12 +172,12 @@ class _TokenKD(torch.autograd.Function):
 
 
 def _log_softmax(rows: Tensor, weight: Tensor | None, temperature: float) -> Tensor:
-    """A new fp32 tensor that may be overwritten."""
+    """A new tensor that may be overwritten."""
     scores = rows if weight is None else rows @ weight.t()
     # log_softmax makes a tensor of its own; another one is needed only for another temperature.
     if temperature != 1:
-        scores = scores.float() / temperature
-    return torch.log_softmax(scores, -1, dtype=torch.float32)
+        scores = scores.to(sum_dtype(scores.dtype)) / temperature
+    return torch.log_softmax(scores, -1, dtype=sum_dtype(scores.dtype))
 
 
 def _divergence_(

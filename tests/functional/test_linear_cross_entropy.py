@@ -70,15 +70,12 @@ def test_a_frozen_head_and_frozen_states_get_no_gradient() -> None:
 
 
 def test_gradients_are_right_by_finite_differences() -> None:
-    states, weight, labels, _ = inputs(torch.float64)
-    assert torch.autograd.gradcheck(
-        lambda h, w: linear_cross_entropy(h, w, labels, 5).double(),
-        (states[0], weight),
-        eps=1e-3,
-        atol=2e-3,
-        rtol=1e-2,
-        nondet_tol=0,
-    )  # fmt: skip - the losses themselves are fp32
+    states, weight, labels, weights = inputs(torch.float64)
+    check = torch.autograd.gradcheck
+    assert check(lambda h, w: linear_cross_entropy(h, w, labels, 5), (states[0], weight))
+    assert check(
+        lambda w, *h: linear_cross_entropy_sum(h, w, labels, weights, 5)[0], (weight, *states)
+    )
 
 
 def test_a_second_backward_pass_repeats_the_first() -> None:

@@ -130,3 +130,16 @@ def test_heads_of_two_vocabularies_are_refused() -> None:
     one = torch.zeros(1, 2)
     with pytest.raises(ValueError, match="student's head has 5 rows, the teacher's 7"):
         linear_kd_loss(one, torch.zeros(5, 2), one, torch.zeros(7, 2))
+
+
+@every_divergence
+def test_gradients_are_right_by_finite_differences(divergence) -> None:
+    generator = torch.Generator().manual_seed(0)
+    hidden, weight, teacher, head = (
+        torch.randn(*shape, generator=generator, dtype=torch.float64)
+        for shape in ((4, 3), (7, 3), (4, 2), (7, 2))
+    )
+    leaves = (hidden.requires_grad_(), weight.requires_grad_())
+    assert torch.autograd.gradcheck(
+        lambda h, w: linear_kd_loss(h, w, teacher, head, divergence, 0.3, 2.0, 3), leaves
+    )
