@@ -35,6 +35,10 @@ from lightning_kd.functional.label_regularization import (
     teacher_free_code_loss,
     tf_reg_loss,
 )
+from lightning_kd.functional.linear_cross_entropy import (
+    linear_cross_entropy,
+    linear_cross_entropy_sum,
+)
 from lightning_kd.functional.noise import (
     blended_loss,
     draw_noisy_labels,
@@ -49,6 +53,7 @@ from lightning_kd.functional.noise import (
     small_loss,
 )
 from lightning_kd.functional.spans import best_spans, best_threshold
+from lightning_kd.functional.token_kd import linear_kd_loss, token_kd_loss
 from lightning_kd.functional.trajectory import (
     checkpoint_of_epoch,
     checkpoint_temperature,
@@ -86,6 +91,9 @@ __all__ = [
     "label_gap",
     "label_smoothing_gold",
     "label_smoothing_loss",
+    "linear_cross_entropy",
+    "linear_cross_entropy_sum",
+    "linear_kd_loss",
     "logit_mse",
     "lora_scale",
     "mae_loss",
@@ -102,6 +110,7 @@ __all__ = [
     "taught_loss",
     "teacher_free_code_loss",
     "tf_reg_loss",
+    "token_kd_loss",
     "truncate_svd",
     "visiting_order",
 ]
