@@ -48,6 +48,7 @@ class Session:
                 f"decoding block by block needs attn_implementation sdpa or eager, got "
                 f"{self._attention}; load the model with one of them"
             )
+        self.capacity = capacity
         self.depth = len(self.stack.layers)
         self.cache = [LayerCache(capacity) for _ in range(self.depth)]
         self._device = self.stack.embedding.weight.device
@@ -70,12 +71,15 @@ class Session:
             last: Blocks that will have been.
 
         Raises:
+            IndexError: There is no room.
             RuntimeError: These blocks are not at one position; what was left out comes first.
         """
         if first == last:
             return hidden
         start = self.cache[first].length
         end = start + hidden.shape[1]
+        if end > self.capacity:
+            raise IndexError(f"there is room for {self.capacity} positions, got {end}")
         if any(cache.length != start for cache in self.cache[first:last]):
             lengths = [cache.length for cache in self.cache[first:last]]
             raise RuntimeError(f"blocks {first + 1} to {last} are at positions {lengths}; catch up")
