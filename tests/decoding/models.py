@@ -56,7 +56,7 @@ def decoder(family="llama", seed=0, **changes) -> nn.Module:
                 parameter.copy_(1 + 0.3 * torch.randn(parameter.shape, generator=generator))
             else:
                 # tied and with biases, a GPT-2 of small weights repeats one token
-                scale = 0.8 if family == "gpt2" and ".h." in name else 0.2
+                scale = 0.35 if family == "gpt2" and ".h." in name else 0.2
                 scale *= 0.2 if name.endswith("bias") else 1.0
                 parameter.copy_(scale * torch.randn(parameter.shape, generator=generator))
     return made.eval()
