@@ -14,7 +14,8 @@ Equal tokens are counted on 1,000 prompts of a narrower model of the same kind, 
 prompt of the wide one.
 
     python benchmarks/self_speculative.py
-    python benchmarks/self_speculative.py --grid   # is the tuner's choice the fastest?
+    python benchmarks/self_speculative.py --rounds 0     # only the equal tokens
+    python benchmarks/self_speculative.py --grid          # is the tuner's choice the fastest?
 """
 
 import argparse
@@ -40,7 +41,7 @@ def options() -> argparse.Namespace:
     made.add_argument("--hidden", type=int, default=1024, help="width of the timed model")
     made.add_argument("--scale", type=float, default=0.025, help="of what layers 5 to 12 add")
     made.add_argument("--tokens", type=int, default=48, help="new ones per prompt")
-    made.add_argument("--prompts", type=int, default=1000, help="for equal tokens")
+    made.add_argument("--prompts", type=int, default=1000, help="for equal tokens; 0: none")
     made.add_argument("--grid", action="store_true", help="time every exit and window, and tune")
     return made.parse_args()
 
@@ -122,7 +123,8 @@ def identical(given: argparse.Namespace) -> dict[str, Any]:
     share = sum(one.accepted for one in made) / sum(one.drafted for one in made)
     print(
         f"{equal} of {len(made)} texts equal plain greedy decoding, {also} equal transformers' "
-        f"in batches (hidden 128, acceptance {share:.3f})"
+        f"in batches (hidden 128, {tokens} tokens each, acceptance {share:.3f})",
+        flush=True,
     )
     return {"equal_to_greedy": equal, "equal_to_transformers": also, "prompts": len(made)}
 
@@ -136,6 +138,9 @@ def main() -> None:
     """Measure and report."""
     given = options()
     start(given)
+    counts = identical(given) if given.prompts else {}
+    if not given.rounds:
+        return
     vocabulary = 4096
     usual = decoder(given.hidden, vocabulary, given.scale, given.seed)
     set_assistant(usual)
@@ -144,7 +149,6 @@ def main() -> None:
     if given.grid:
         grid(packed, given, vocabulary)
         return
-    counts = identical(given)
     texts = prompts(given.warmup + given.rounds, vocabulary, given.seed)
     answers: dict[str, list[Generation | list[list[int]]]] = {}
 
@@ -193,9 +197,7 @@ def main() -> None:
     )
 
     def faster(name: str, than: str, bound: float) -> Check:
-        return Check(
-            f"{name} / {than}", ratio(seconds[than], seconds[name]), bound, at_most=False
-        )
+        return Check(f"{name} / {than}", ratio(seconds[than], seconds[name]), bound, at_most=False)
 
     report(
         "self_speculative",

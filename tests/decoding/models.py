@@ -11,43 +11,50 @@ from lightning_kd.nn import keep_layers
 
 VOCABULARY = 97
 DEPTH = 6
-FAMILIES = ("llama", "tied llama", "qwen2", "qwen3", "mistral", "sliding mistral", "gpt2")
+
+
+SHAPE = {
+    "vocab_size": VOCABULARY,
+    "hidden_size": 32,
+    "num_hidden_layers": DEPTH,
+    "num_attention_heads": 4,
+    "bos_token_id": None,
+    "eos_token_id": None,
+    "pad_token_id": 0,
+}
+GROUPED = {
+    **SHAPE,
+    "num_key_value_heads": 2,
+    "intermediate_size": 48,
+    "max_position_embeddings": 128,
+}
+# of a Qwen2 the first layers see everything, the others a window
+HALF = {"use_sliding_window": True, "sliding_window": 7, "max_window_layers": 3}
+
+
+def _made(kind, settings, changes) -> nn.Module:
+    import transformers
+
+    config = getattr(transformers, f"{kind}Config")(**{**settings, **changes})
+    name = "GPT2LMHeadModel" if kind == "GPT2" else f"{kind}ForCausalLM"
+    return getattr(transformers, name)(config)
+
+
+_FAMILIES = {
+    "llama": lambda c: _made("Llama", GROUPED, c),
+    "tied llama": lambda c: _made("Llama", {**GROUPED, "tie_word_embeddings": True}, c),
+    "qwen2": lambda c: _made("Qwen2", {**GROUPED, **HALF}, c),
+    "qwen3": lambda c: _made("Qwen3", {**GROUPED, "head_dim": 8}, c),
+    "mistral": lambda c: _made("Mistral", {**GROUPED, "sliding_window": None}, c),
+    "sliding mistral": lambda c: _made("Mistral", {**GROUPED, "sliding_window": 8}, c),
+    "gpt2": lambda c: _made("GPT2", {**SHAPE, "n_positions": 128}, c),
+}
+FAMILIES = tuple(_FAMILIES)
 
 
 def decoder(family="llama", seed=0, **changes) -> nn.Module:
     """Random weights of deviation 0.2: greedy text that wanders, logits without near ties."""
-    import transformers as hf
-
-    shape = {
-        "vocab_size": VOCABULARY,
-        "hidden_size": 32,
-        "num_hidden_layers": DEPTH,
-        "num_attention_heads": 4,
-        "initializer_range": 0.2,
-        "bos_token_id": None,
-        "eos_token_id": None,
-        "pad_token_id": 0,
-    }
-    grouped = {**shape, "num_key_value_heads": 2, "intermediate_size": 48}
-    grouped["max_position_embeddings"] = 128
-    match family:
-        case "llama":
-            made = hf.LlamaForCausalLM(hf.LlamaConfig(**{**grouped, **changes}))
-        case "tied llama":
-            changes = {"tie_word_embeddings": True, **changes}
-            made = hf.LlamaForCausalLM(hf.LlamaConfig(**{**grouped, **changes}))
-        case "qwen2":  # its first layers see everything, the others a window
-            window = {"use_sliding_window": True, "sliding_window": 7, "max_window_layers": 3}
-            made = hf.Qwen2ForCausalLM(hf.Qwen2Config(**{**grouped, **window, **changes}))
-        case "qwen3":
-            made = hf.Qwen3ForCausalLM(hf.Qwen3Config(**{**grouped, "head_dim": 8, **changes}))
-        case "mistral":
-            made = hf.MistralForCausalLM(hf.MistralConfig(**{**grouped, **changes}))
-        case "sliding mistral":
-            changes = {"sliding_window": 8, **changes}
-            made = hf.MistralForCausalLM(hf.MistralConfig(**{**grouped, **changes}))
-        case _:
-            made = hf.GPT2LMHeadModel(hf.GPT2Config(**{**shape, "n_positions": 128, **changes}))
+    made = _FAMILIES[family](changes)
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, parameter in made.named_parameters():
@@ -75,7 +82,7 @@ def agreeing(family="llama") -> nn.Module:
         for name, parameter in model.named_parameters():
             block = next((int(p) for p in name.split(".") if p.isdigit()), 0)
             if block >= 2 and name.endswith(("o_proj.weight", "down_proj.weight", "c_proj.weight")):
-                parameter *= 0.15
+                parameter.mul_(0.15)
     return model
 
 

@@ -54,9 +54,7 @@ def test_deep_tokens_and_the_flushed_cache_are_those_of_a_full_pass(family) -> N
         whole = model(torch.tensor([text[:-1]]), output_hidden_states=True)
         for place, (logits, depth) in enumerate(found, start=9):
             if depth == 6:
-                torch.testing.assert_close(
-                    logits[0], whole.logits[0, place], atol=2e-5, rtol=0
-                )
+                torch.testing.assert_close(logits[0], whole.logits[0, place], atol=2e-5, rtol=0)
         decoder_.flush()
         full = Session(model, 9 + 60)
         full.run(full.embed(torch.tensor(text[:-1]), 0), 0, 6)
@@ -92,12 +90,12 @@ def test_every_token_comes_from_the_first_exit_that_is_sure(confidence) -> None:
     with torch.no_grad():
         while len(text) < 30:
             sofar = torch.cat([ids, torch.tensor([text])], 1)
-            for exit_, threshold, part in zip(exits, [*thresholds, -1.0], models, strict=True):
+            for threshold, part in zip([*thresholds, -1.0], models, strict=True):
                 logits = part(sofar).logits[0, -1]
                 if exit_confidence(logits, confidence) > threshold:
                     break
             text.append(int(logits.argmax()))
-            depths.append(exit_)
+            depths.append(len(part.model.layers))
     assert made.tokens == text
     assert made.depths == depths
     assert len(set(depths[1:])) == 3
