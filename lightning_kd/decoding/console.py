@@ -129,13 +129,15 @@ def _compared(
 
 def _number(given: str | None, option: str) -> Any:
     """A number where it is one, and a name else."""
-    if given is None or given in ("auto", "heuristic"):
+    names = ("auto",) if option == "draft" else ("auto", "heuristic")
+    if given is None or given in names:
         return given
     try:
         return int(given)
     except ValueError:
-        names = "auto" if option == "draft" else "auto or heuristic"
-        raise ValueError(f"--{option} is a number, or {names}; got {given!r}") from None
+        raise ValueError(
+            f"--{option} is a number, or {' or '.join(names)}; got {given!r}"
+        ) from None
 
 
 __all__ = ["described", "encode", "generate"]

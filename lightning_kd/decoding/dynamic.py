@@ -16,6 +16,7 @@ from lightning_kd.decoding.generation import (
     EndOfText,
     Generation,
     Prompt,
+    check_confidence,
     check_exits,
     end_tokens,
     read_length,
@@ -23,7 +24,7 @@ from lightning_kd.decoding.generation import (
 )
 from lightning_kd.decoding.greedy import best, prefill
 from lightning_kd.decoding.session import Session, inference
-from lightning_kd.functional.early_exit import CONFIDENCES, Confidence, exit_confidence
+from lightning_kd.functional.early_exit import Confidence, exit_confidence
 
 
 def dynamic_exit(
@@ -100,10 +101,7 @@ class DynamicDecoder:
         if self.exits[-1] != session.depth:
             self.exits.append(session.depth)
         self.thresholds = read_thresholds(thresholds, self.exits)
-        if confidence not in CONFIDENCES:
-            raise ValueError(
-                f"confidence must be one of {', '.join(CONFIDENCES)}, got {confidence!r}"
-            )
+        check_confidence(confidence)
         self.confidence = confidence
         self.num_heads = 0
         self._waiting: dict[int, Tensor] = {}

@@ -6,6 +6,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from lightning_kd.functional.early_exit import CONFIDENCES
+
 Prompt = Tensor | Sequence[int]
 EndOfText = int | Iterable[int] | None
 
@@ -124,10 +126,17 @@ def check_exits(exits: Sequence[int], depth: int) -> list[int]:
     return wanted
 
 
+def check_confidence(confidence: str) -> None:
+    """Raise `ValueError` for a name that `exit_confidence` does not know."""
+    if confidence not in CONFIDENCES:
+        raise ValueError(f"confidence must be one of {', '.join(CONFIDENCES)}, got {confidence!r}")
+
+
 __all__ = [
     "EndOfText",
     "Generation",
     "Prompt",
+    "check_confidence",
     "check_exits",
     "end_tokens",
     "read_length",

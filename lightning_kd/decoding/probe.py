@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from lightning_kd.decoding.generation import (
     EndOfText,
     Prompt,
+    check_confidence,
     check_exits,
     end_tokens,
     read_length,
@@ -56,8 +57,10 @@ def probe_exits(
         eos: See `greedy`.
 
     Raises:
-        ValueError: No exit below the full depth, or no prompt whose text goes on.
+        ValueError: An unknown confidence, no exit below the full depth, or no prompt whose text
+            goes on.
     """
+    check_confidence(confidence)
     with inference(model):
         probes = [
             found

@@ -27,9 +27,6 @@ def exit_confidence(
         logits: At least two classes.
         kind: Which of them.
 
-    Raises:
-        ValueError: An unknown kind.
-
     >>> logits = torch.tensor([0.0, math.log(3.0)])  # probabilities 1/4, 3/4
     >>> [round(exit_confidence(logits, kind).item(), 4) for kind in CONFIDENCES]
     [0.75, 0.5, 0.1887]
@@ -39,11 +36,9 @@ def exit_confidence(
     if kind == "margin":
         first, second = logits.softmax(-1).topk(2, -1).values.unbind(-1)
         return first - second
-    if kind == "entropy":
-        log_probabilities = logits.log_softmax(-1)
-        entropy = -(log_probabilities.exp() * log_probabilities).nansum(-1)
-        return 1 - entropy / math.log(logits.shape[-1])
-    raise ValueError(f"confidence must be one of {', '.join(CONFIDENCES)}, got {kind!r}")
+    log_probabilities = logits.log_softmax(-1)
+    entropy = -(log_probabilities.exp() * log_probabilities).nansum(-1)
+    return 1 - entropy / math.log(logits.shape[-1])
 
 
 def agreement_threshold(
