@@ -21,6 +21,11 @@ from lightning_kd.functional.dynamic_lora import (
     lora_scale,
     truncate_svd,
 )
+from lightning_kd.functional.early_exit import (
+    CONFIDENCES,
+    agreement_threshold,
+    exit_confidence,
+)
 from lightning_kd.functional.kd import kd_loss, logit_mse
 from lightning_kd.functional.label_regularization import (
     confidence,
@@ -53,7 +58,16 @@ from lightning_kd.functional.noise import (
     small_loss,
 )
 from lightning_kd.functional.spans import best_spans, best_threshold
+<<<<<<< HEAD
 from lightning_kd.functional.token_kd import linear_kd_loss, token_kd_loss
+=======
+from lightning_kd.functional.speculation import (
+    best_window,
+    replayed_rounds,
+    speculative_speedup,
+    tokens_per_round,
+)
+>>>>>>> decoding
 from lightning_kd.functional.trajectory import (
     checkpoint_of_epoch,
     checkpoint_temperature,
@@ -63,11 +77,14 @@ from lightning_kd.functional.trajectory import (
 )
 
 __all__ = [
+    "CONFIDENCES",
     "LORA_SCALINGS",
+    "agreement_threshold",
     "annealed_logit_mse",
     "averaging_start",
     "best_spans",
     "best_threshold",
+    "best_window",
     "blended_loss",
     "centered",
     "checkpoint_of_epoch",
@@ -79,6 +96,7 @@ __all__ = [
     "dynamic_lora_sweep",
     "epoch_temperature",
     "evenly_kept",
+    "exit_confidence",
     "forward_loss",
     "gce_loss",
     "gold_entropy",
@@ -101,16 +119,22 @@ __all__ = [
     "noise_matrix",
     "quantile_margin",
     "relabel",
+    "replayed_rounds",
     "robust_loss",
     "running_mean_",
     "sce_loss",
     "small_loss",
     "smoothing_factor",
     "softened_gold",
+    "speculative_speedup",
     "taught_loss",
     "teacher_free_code_loss",
     "tf_reg_loss",
+<<<<<<< HEAD
     "token_kd_loss",
+=======
+    "tokens_per_round",
+>>>>>>> decoding
     "truncate_svd",
     "visiting_order",
 ]
