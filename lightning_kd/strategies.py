@@ -5,6 +5,7 @@ Models", SC 2020, arXiv 1910.02054. Importing this module makes ``deepspeed_cpu`
 """
 
 import os
+import warnings
 from argparse import Namespace
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
@@ -14,7 +15,12 @@ from typing import Any
 
 import lightning as L
 import torch
-from lightning.pytorch.strategies import DeepSpeedStrategy, Strategy, StrategyRegistry
+from lightning.pytorch.strategies import (
+    DDPStrategy,
+    DeepSpeedStrategy,
+    Strategy,
+    StrategyRegistry,
+)
 from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor, nn
 from torch.optim import Optimizer
@@ -29,6 +35,9 @@ from lightning_kd.zero import (
 )
 
 __all__ = ["DeepSpeedCPUStrategy", "ZeROStrategy", "strategy_for_run"]
+
+if not torch.accelerator.is_available():
+    os.environ.setdefault("DS_ACCELERATOR", "cpu")  # else DeepSpeed warns that it found no other
 
 
 class ZeROStrategy(DeepSpeedStrategy):
@@ -185,15 +194,15 @@ class DeepSpeedCPUStrategy(ZeROStrategy):
     strategy_name = "deepspeed_cpu"
 
     def __init__(self, stage: int = 2, **settings: Any) -> None:
-        os.environ["DS_ACCELERATOR"] = "cpu"  # read when deepspeed is imported
         super().__init__(stage=stage, **settings)
-        self._process_group_backend = "gloo"
+        from deepspeed.accelerator import set_accelerator
+        from deepspeed.accelerator.cpu_accelerator import CPU_Accelerator
+
+        set_accelerator(CPU_Accelerator())  # also beside a GPU
 
     @override
     def setup_environment(self) -> None:
-        assert self.accelerator is not None
-        self.accelerator.setup_device(self.root_device)  # not DeepSpeedStrategy's: it wants CUDA
-        self.setup_distributed()
+        DDPStrategy.setup_environment(self)  # not DeepSpeedStrategy's: it wants CUDA
 
     @override
     def setup_distributed(self) -> None:
@@ -201,8 +210,11 @@ class DeepSpeedCPUStrategy(ZeROStrategy):
 
         # It would compile a shared-memory collective that only inference calls.
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+        # DeepSpeed 0.19 calls torch's collectives by their older names.
+        warnings.filterwarnings("ignore", ".torch.distributed.* is deprecated", FutureWarning)
         self.set_world_ranks()
-        self._init_deepspeed_distributed()
+        self._set_node_environment_variables()
+        deepspeed.init_distributed("gloo", timeout=self._timeout)
 
     @property
     @override
@@ -229,7 +241,7 @@ def strategy_for_run(strategy: str | Strategy) -> str | Strategy:
             return strategy
         return ZeROStrategy(**StrategyRegistry[strategy]["init_params"])
     if isinstance(strategy, DeepSpeedStrategy) and not isinstance(strategy, ZeROStrategy):
-        raise ValueError(
+        raise ValueError(  # noqa: TRY004 - a setting, not a type
             "lightning's DeepSpeedStrategy writes checkpoints that are folders, which no command "
             "reads; take lightning_kd.strategies.ZeROStrategy, with the same settings"
         )

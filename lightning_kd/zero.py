@@ -20,10 +20,9 @@ __all__ = [
     "whole_optimizer_state",
 ]
 
-ELEMENT_WISE = ("ASGD", "Adadelta", "Adagrad", "Adam", "AdamW", "Adamax", "NAdam", "RAdam") + (
-    "RMSprop",
-    "Rprop",
-    "SGD",
+ELEMENT_WISE = (
+    *("ASGD", "Adadelta", "Adagrad", "Adam", "AdamW", "Adamax"),
+    *("NAdam", "RAdam", "RMSprop", "Rprop", "SGD"),
 )
 """Of torch: each entry's update asks for nothing but the entry, its gradient and its state."""
 Order = Sequence[Sequence[nn.Parameter]]
@@ -57,8 +56,9 @@ def require_floats(module: nn.Module) -> None:
     for name, parameter in module.named_parameters():
         if not parameter.is_floating_point():
             raise ValueError(
-                f"stage 3 of ZeRO cannot distribute {name}, which is quantized ({parameter.dtype}); "
-                "use stage 2, which leaves frozen weights whole, or load the model without bits"
+                f"stage 3 of ZeRO cannot distribute {name}, which is quantized "
+                f"({parameter.dtype}); use stage 2, which leaves frozen weights whole, or load the "
+                "model without bits"
             )
 
 
@@ -122,6 +122,8 @@ def whole_optimizer_state(engine: Any, order: Order, *, keep: bool) -> dict[str,
 
     inner: Optimizer = engine.optimizer.optimizer
     example: dict[str, Any] = next(iter(inner.state.values()), {})
+    if example:
+        _link(engine.optimizer)
     state, number, groups = dict[int, dict[str, Any]](), 0, []
     for group, parameters in zip(inner.param_groups, order, strict=True):
         first = number
@@ -184,7 +186,13 @@ def _make_state(engine: Any, example: dict[str, Any]) -> None:
             else value
             for key, value in example.items()
         }
-    if not third:
+    _link(zero)
+
+
+def _link(zero: Any) -> None:
+    """Let stages 1 and 2 find the state of every group; on its own, DeepSpeed finds the first's."""
+    if hasattr(zero, "_lazy_init_hp_params_optimizer_state"):
+        zero._hp_optimizer_states_linked = False
         zero._lazy_init_hp_params_optimizer_state()
 
 
@@ -216,7 +224,9 @@ def _without_deepspeed(module: nn.Module) -> None:
                 if str(getattr(hook, "__module__", "")).startswith("deepspeed"):
                     del value[key]
         elif name.startswith(("ds_", "_ds_")) or name in (
+            "_external_params",
             "_original_parameters",
+            "all_parameters",
             "pre_bwd_fn",
             "post_bwd_fn",
             "applied_pre_backward_ref_cnt",

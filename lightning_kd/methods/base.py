@@ -165,7 +165,8 @@ class TaskModule(L.LightningModule, ABC):
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
         if logs_now(self.trainer):
             grads = [p.grad for p in self.parameters() if p.grad is not None]
-            self.log("train/grad_norm", torch.nn.utils.get_total_norm(grads))
+            if grads:  # ZeRO has them elsewhere
+                self.log("train/grad_norm", torch.nn.utils.get_total_norm(grads))
             self.log("train/learning_rate", optimizer.param_groups[0]["lr"])
 
     @override
