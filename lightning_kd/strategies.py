@@ -81,7 +81,13 @@ class ZeROStrategy(DeepSpeedStrategy):
         module = self.lightning_module
         if self.zero_stage_3:
             require_floats(module)
-        self._untouched = Untouched(module, fits=trainer.state.fn == TrainerFn.FITTING)
+        fits = trainer.state.fn == TrainerFn.FITTING
+        if fits and not module.automatic_optimization:
+            raise ValueError(
+                f"{type(module).__name__} makes its optimizer steps itself (manual optimization, as "
+                "with two optimizers), and ZeRO has one optimizer of its own; use the ddp strategy or one device"
+            )
+        self._untouched, self._failed = Untouched(module, fits=fits), False
         super().setup(trainer)
 
     @override

@@ -104,6 +104,7 @@ class Untouched:
         trained = {parameter: self.whole(parameter) for parameter in self._trained}
         if engine is not None:
             engine.destroy()
+            engine.optimizer = None  # else it is destroyed once more, in the middle of the next fit
         for parameter, value in {**self._frozen, **trained}.items():
             if parameter.is_floating_point():  # or quantized meanwhile, on its way to the device
                 parameter.data, parameter.grad = value, None
