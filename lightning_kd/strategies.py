@@ -84,8 +84,9 @@ class ZeROStrategy(DeepSpeedStrategy):
         fits = trainer.state.fn == TrainerFn.FITTING
         if fits and not module.automatic_optimization:
             raise ValueError(
-                f"{type(module).__name__} makes its optimizer steps itself (manual optimization, as "
-                "with two optimizers), and ZeRO has one optimizer of its own; use the ddp strategy or one device"
+                f"{type(module).__name__} makes its optimizer steps itself (manual optimization, "
+                "as with two optimizers), and ZeRO has one optimizer of its own; use the ddp "
+                "strategy or one device"
             )
         self._untouched, self._failed = Untouched(module, fits=fits), False
         super().setup(trainer)

@@ -7,7 +7,7 @@ import yaml  # type: ignore[import-untyped]
 
 from lightning_kd.runs import with_settings
 from tests.kill import ROOT
-from tests.recipes.command import every_recipe, printed_config
+from tests.recipes.command import RECIPES, every_recipe, printed_config
 
 OVERLAYS = sorted((ROOT / "configs" / "overlays").glob("*.yaml"))
 
@@ -26,7 +26,10 @@ def flat(settings, prefix="") -> dict[str, object]:
 
 
 def test_overlays_are_found() -> None:
-    assert {"bf16", "ddp_cpu", "ddp_gpu", "debug", "offline"} <= {file.stem for file in OVERLAYS}
+    assert {file.stem for file in OVERLAYS} >= {
+        *("bf16", "ddp_cpu", "ddp_gpu", "debug", "deepspeed_cpu", "deepspeed_zero2"),
+        *("deepspeed_zero3_offload", "fsdp", "offline", "v100_qlora"),
+    }
 
 
 @every_recipe
@@ -36,8 +39,18 @@ def test_the_recipes_own_config_is_its_default(stem, site, capsys) -> None:
     assert {key: printed[key] for key in flat(written)} == flat(written)
 
 
-@every_recipe
-@pytest.mark.parametrize("overlay", OVERLAYS, ids=lambda file: file.stem)
+def read_by(overlay) -> list[str]:
+    """Recipes to try: what says nothing of the model means the same to all of a benchmark."""
+    of_model = (ROOT / "configs/overlays" / overlay.stem).is_dir() or "model" in yaml.safe_load(
+        overlay.read_text()
+    )
+    return list(RECIPES) if of_model else list({s.rpartition("_")[2]: s for s in RECIPES}.values())
+
+
+@pytest.mark.parametrize(
+    ("stem", "overlay"),
+    [pytest.param(s, o, id=f"{o.stem}-{s}") for o in OVERLAYS for s in read_by(o)],
+)
 def test_overlay_parses_and_wins_over_the_recipes_config(stem, overlay, site, capsys) -> None:
     version = overlay.with_suffix("") / f"{stem.rpartition('_')[2]}.yaml"
     written = flat(yaml.safe_load((version if version.is_file() else overlay).read_text()))
