@@ -26,6 +26,7 @@ from lightning_kd.methods import (
     LoRA,
     NoisyLabelKD,
     ProKD,
+    QDyLoRA,
     TaskModule,
     VanillaKD,
 )
@@ -54,7 +55,7 @@ __all__ = [  # of tests/tiny_data.py, where a test may as well find them here
 ]  # fmt: skip
 
 Made = TypeVar("Made", bound=nn.Module)
-NOT_CLAIMED = {"DyLoRA": ("images",), "LoRA": ("images",)}
+NOT_CLAIMED = dict.fromkeys(("DyLoRA", "LoRA", "QDyLoRA"), ("images",))
 """Kinds of tasks that a method is not for, by its name: a ResNet has no layers to adapt."""
 
 
@@ -147,6 +148,9 @@ METHODS: dict[str, Callable[..., TaskModule]] = {
     "ProKD": lambda student, task, **k: ProKD(
         student, task, **followed({**taught(task), **SHORT_STAGES, "teacher_epochs": 2, **k}, task)
     ),
+    "QDyLoRA": lambda student, task, **k: QDyLoRA(
+        student, task, **{"max_rank": 4, "dropout": 0.0, "backend": "reference", **k}
+    ),
     "VanillaKD": lambda student, task, **k: VanillaKD(student, task, **{**taught(task), **k}),
 }
 
@@ -196,6 +200,14 @@ ARGUMENTS: dict[str, dict[str, Any]] = {
         "smoothing": False,
         "order": "reversed",
         "reduction": "sum",
+    },
+    "QDyLoRA": {
+        "update": "frozen",
+        "optimizer_semantics": "strict",
+        "lr_schedule": "linear",
+        "quantization": "fp4",
+        "double_quant": False,
+        "compute_dtype": "bfloat16",
     },
     "VanillaKD": {"alpha": 0.1, "temperature": 9.0, "loss": "mse"},
 }

@@ -21,6 +21,12 @@ from lightning_kd.functional.dynamic_lora import (
     lora_scale,
     truncate_svd,
 )
+from lightning_kd.functional.four_bit import (
+    dequantize_four_bit,
+    four_bit_bytes,
+    four_bit_levels,
+    quantize_four_bit,
+)
 from lightning_kd.functional.kd import kd_loss, logit_mse
 from lightning_kd.functional.label_regularization import (
     confidence,
@@ -69,12 +75,15 @@ __all__ = [
     "checkpoint_temperature",
     "confidence",
     "cyclic_rate",
+    "dequantize_four_bit",
     "draw_noisy_labels",
     "dynamic_lora",
     "dynamic_lora_sweep",
     "epoch_temperature",
     "evenly_kept",
     "forward_loss",
+    "four_bit_bytes",
+    "four_bit_levels",
     "gce_loss",
     "gold_entropy",
     "gold_target",
@@ -92,6 +101,7 @@ __all__ = [
     "mixed_target",
     "noise_matrix",
     "quantile_margin",
+    "quantize_four_bit",
     "relabel",
     "robust_loss",
     "running_mean_",

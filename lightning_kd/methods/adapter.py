@@ -8,6 +8,7 @@ import torch
 from torch import nn
 from typing_extensions import override
 
+from lightning_kd.base_record import record_of
 from lightning_kd.methods.base import TaskModule
 
 
@@ -35,6 +36,13 @@ class AdapterModule(TaskModule):
                 )
             for module in found:
                 module.requires_grad_(requires_grad=True)
+
+    def prepare_base(self, heads: Sequence[str]) -> None:
+        """What happens to the student before adapters are put in; nothing here.
+
+        Args:
+            heads: Names of the sub-modules that train whole.
+        """
 
     def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:  # type: ignore[override]
         """Trainable weights and buffers."""
@@ -83,6 +91,8 @@ class AdapterModule(TaskModule):
                 flat = parameter.detach().reshape(-1)
                 picked = flat[:: max(1, flat.numel() // 16)].to("cpu", torch.bfloat16)
                 digest.update(f"{name} {tuple(parameter.shape)} {picked.tolist()}".encode())
+        base = record_of(self.student.named_modules())  # codes are no floating-point numbers
+        digest.update(base.identity.encode() if base is not None else b"")
         return digest.hexdigest()
 
 
