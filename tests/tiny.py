@@ -116,11 +116,11 @@ def model_folder(folder: Path, kind: str = "bert", seed: int = 0, **changes: Any
 
 
 @cache
-def named_model() -> str:
+def named_model(**changes: Any) -> str:
     """A folder of `model_folder`, the same for the whole session."""
     folder = Path(tempfile.mkdtemp(prefix="lightning-kd-tiny-"))
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
-    return str(model_folder(folder, seed=5))
+    return str(model_folder(folder, seed=5, **changes))
 
 
 def taught(task: str | Task, sure: bool = False) -> dict[str, Any]:

@@ -37,12 +37,16 @@ class AdapterModule(TaskModule):
             for module in found:
                 module.requires_grad_(requires_grad=True)
 
-    def prepare_base(self, heads: Sequence[str]) -> None:
+    def prepare_base(self, heads: Sequence[str]) -> Sequence[str]:
         """What happens to the student before adapters are put in; nothing here.
 
         Args:
             heads: Names of the sub-modules that train whole.
+
+        Returns:
+            Names of the sub-modules that get no adapters: those, and maybe others.
         """
+        return heads
 
     def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:  # type: ignore[override]
         """Trainable weights and buffers."""

@@ -130,10 +130,10 @@ class DyLoRA(AdapterModule, Nested):
         self.update, self.evaluation, self.semantics = update, evaluation, optimizer_semantics
         heads = head_modules(self.student) if modules_to_save is None else modules_to_save
         self.modules_to_save = list(heads)
-        self.prepare_base(heads)
+        bare = self.prepare_base(heads)
         # The head is no target, and neither is the pooler when it trains whole.
-        self.linear_names = match_linear_layers(self.student, "all-linear", exclude=heads)
-        matched = match_linear_layers(self.student, target_modules, exclude=heads)
+        self.linear_names = match_linear_layers(self.student, "all-linear", exclude=bare)
+        matched = match_linear_layers(self.student, target_modules, exclude=bare)
         replace_modules(
             self.student,
             matched,

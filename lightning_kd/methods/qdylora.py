@@ -138,22 +138,23 @@ class QDyLoRA(DyLoRA):
             self._evaluation_ranks = sorted({*powers, largest})
 
     @override
-    def prepare_base(self, heads: Sequence[str]) -> None:
+    def prepare_base(self, heads: Sequence[str]) -> Sequence[str]:
         dtype, _ = choose_compute_dtype(self.compute_dtype, self.device)
-        exclude = {*heads, *head_modules(self.student)}
+        bare = sorted({*heads, *head_modules(self.student)})
         quantize(
             self.student,
             self.quantization,
             double_quant=self.double_quant,
             compute_dtype=dtype,
             backend=self.backend,
-            exclude=sorted(exclude),
+            exclude=bare,
         )
         for name, module in self.student.named_modules():
             if any(f".{name}".endswith(f".{head}") for head in heads):
                 module.float()  # what trains whole
         if self.gradient_checkpointing:
             self._checkpoint_layers()
+        return bare
 
     @override
     def setup(self, stage: str) -> None:

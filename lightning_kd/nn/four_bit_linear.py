@@ -14,6 +14,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn.functional import linear
 
 from lightning_kd.functional.four_bit import (
+    BLOCK,
     FourBitWeight,
     dequantize_four_bit,
     quantize_four_bit,
@@ -114,6 +115,10 @@ def bitsandbytes_linear(
 
     On processors with bf16 instructions that layer would repack its weight for a kernel of its own
     as soon as it is evaluated, and answer otherwise than in training: this one never does.
+
+    Raises:
+        ValueError: It decodes this shape wrongly: release 0.50 does on processors with AVX-512
+            where the inputs are a multiple of 16 and not of 64.
     """
     import bitsandbytes as bnb
 
@@ -128,7 +133,21 @@ def bitsandbytes_linear(
     layer.bias = None if bias is None else _frozen(bias.detach())
     layer.support_avx512bf16_for_cpu = False
     set_compute_dtype(layer, compute_dtype)
+    if in_features % BLOCK and layer.weight.device.type == "cpu" and not _decodes_well(layer):
+        raise ValueError(
+            f"bitsandbytes decodes a weight of {in_features} inputs wrongly on this processor; "
+            "set --model.backend reference"
+        )
     return cast(nn.Linear, layer)
+
+
+def _decodes_well(layer: nn.Module) -> bool:
+    codes, scales, *nested = packed_tensors(layer)
+    outer = torch.cat((nested[0], nested[1][None])) if nested else None
+    kind = layer.weight.quant_state.quant_type  # type: ignore[union-attr, operator]
+    theirs = dense_weight(layer)
+    packed = FourBitWeight(codes.reshape(-1), scales, outer)
+    return torch.allclose(dequantize_four_bit(packed, theirs.shape, kind), theirs)
 
 
 def is_four_bit(module: nn.Module) -> bool:

@@ -181,6 +181,10 @@ def _bitsandbytes(*_: Any) -> str:
     return "bitsandbytes"
 
 
+def _wide() -> str:
+    return tiny.named_model(hidden_size=64, intermediate_size=64)
+
+
 def _exported(name: str, folder: Path) -> str:
     """The folder of an adapter of rank 2 that the method itself trained and exported."""
     tiny.filled(tiny.method(name, max_rank=2)).export(folder / "adapter", 2)
@@ -264,7 +268,7 @@ ARGUMENTS: dict[str, dict[str, Change]] = {
         "adapter": Change(Made(_exported), at_start),
     },
     "QDyLoRA": {
-        "backend": Change(Made(_bitsandbytes), kinds_of_layers),
+        "backend": Change(Made(_bitsandbytes), kinds_of_layers, given={"student": _wide()}),
         "gradient_checkpointing": Change(False, forward_passes_of_a_layer),
         "paged_optimizer": Change(True, refusal),
     },
