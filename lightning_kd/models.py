@@ -10,7 +10,7 @@ from torch import nn
 
 from lightning_kd.nn.resnet import CifarResNet, depth_of, is_resnet_folder
 from lightning_kd.nn.surgery import keep_layers
-from lightning_kd.tasks import Classification, Image, MultipleChoice, Task
+from lightning_kd.tasks import CausalLM, Classification, Image, MultipleChoice, Task
 
 
 def load_model(name_or_path: str | Any, task: Task, *, pretrained: bool = True) -> nn.Module:
@@ -52,7 +52,7 @@ def load_model(name_or_path: str | Any, task: Task, *, pretrained: bool = True) 
             )
     except (OSError, ValueError) as error:
         raise _not_loaded(name_or_path, task, error) from error
-    heads = tuple(f"{name}." for name in head_modules(model))
+    heads = tuple(f"{name}." for name in task_heads(model, task))
     unfit = [*report["missing_keys"], *(key for key, *_ in report["mismatched_keys"])]
     lost = sorted(key for key in unfit if not key.startswith(heads))
     if lost:
@@ -173,6 +173,11 @@ def head_modules(model: nn.Module) -> list[str]:
     return [*heads, f"{prefix}.pooler"] if isinstance(pooler, nn.Module) else heads
 
 
+def task_heads(model: nn.Module, task: Task) -> list[str]:
+    """What trains beside an adapter: `head_modules` where the head is the task's own, else none."""
+    return head_modules(model) if task.trains_head else []
+
+
 @contextmanager
 def quiet() -> Iterator[None]:
     """Without transformers' bars and its table of missing weights: a new head is expected."""
@@ -193,7 +198,8 @@ def quiet() -> Iterator[None]:
 
 
 def _head_settings(task: Task) -> dict[str, Any]:
-    if isinstance(task, MultipleChoice):  # one score for each choice, however many there are
+    # A choice has one score, however many there are; a language model has its vocabulary.
+    if isinstance(task, (CausalLM, MultipleChoice)):
         return {}
     settings: dict[str, Any] = {"num_labels": task.num_labels}
     if isinstance(task, Classification):
@@ -232,6 +238,7 @@ __all__ = [
     "make_student",
     "quiet",
     "read_resnet",
+    "task_heads",
     "unreachable",
     "with_padding",
 ]

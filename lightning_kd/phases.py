@@ -19,6 +19,7 @@ import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 
 from lightning_kd.checkpoint_io import remove_left_over, write_atomically
+from lightning_kd.tasks import best_of
 
 if TYPE_CHECKING:
     from lightning_kd.methods import TaskModule
@@ -248,7 +249,8 @@ def _select(done: Sequence[PhaseRecord], folder: Path, final_select: FinalSelect
     if final_select == "phase":
         return folder / done[-1].best
     # Of equals the later: it has seen what the earlier has, and more.
-    return folder / max(reversed(done), key=lambda record: record.score).best
+    sign = -1 if best_of(done[-1].monitor) == "min" else 1
+    return folder / max(reversed(done), key=lambda record: sign * record.score).best
 
 
 def _put(checkpoint: Path, target: Path) -> None:

@@ -5,13 +5,15 @@ runs at another speed under gradient accumulation or with two optimizers; the un
 *training batch*. All counters come from Lightning's loops, which restore them from a checkpoint.
 """
 
+import hashlib
 import math
 from dataclasses import dataclass
 
 import lightning as L
+import torch
 from lightning.pytorch.callbacks import GradientAccumulationScheduler
 
-__all__ = ["Progress", "logs_now", "show"]
+__all__ = ["Progress", "check_whole_step", "logs_now", "seed_dropout", "show"]
 
 
 @dataclass(frozen=True)
@@ -79,6 +81,30 @@ def logs_now(trainer: L.Trainer) -> bool:
 def show(trainer: L.Trainer, name: str, value: float) -> None:
     """Put a number into the progress bar; cheap enough for every step, as ``log`` is not."""
     trainer.progress_bar_metrics[name] = value
+
+
+def seed_dropout(key: str, device: torch.device) -> None:
+    """Seed what a step draws on ``device`` with a hash of ``key``."""
+    seed = int.from_bytes(hashlib.sha256(key.encode()).digest()[:7], "big")
+    # torch.manual_seed seeds every kind of device, which takes a third of a millisecond.
+    torch.default_generator.manual_seed(seed)
+    if device.type != "cpu":
+        torch.get_device_module(device).manual_seed(seed)
+
+
+def check_whole_step(trainer: L.Trainer) -> None:
+    """Refuse to average over tokens where nobody counted those of the whole optimizer step.
+
+    Raises:
+        ValueError: The step has several micro-batches or processes.
+    """
+    parts = trainer.accumulate_grad_batches * trainer.world_size
+    if parts > 1:
+        raise ValueError(
+            f"an optimizer step has {parts} micro-batches, whose numbers of target tokens are not "
+            "known in advance; use a data module of this library, or put num_targets (their mean "
+            "over the step) into each batch"
+        )
 
 
 def _total_batches(trainer: L.Trainer) -> int | None:

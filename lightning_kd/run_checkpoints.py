@@ -7,6 +7,8 @@ import lightning as L
 from lightning.pytorch.callbacks import ModelCheckpoint
 from typing_extensions import override
 
+from lightning_kd.tasks import best_of
+
 
 class _LastInsideEpoch(ModelCheckpoint):
     """Leaves out the step that ends an epoch: resumed from there, a run would not validate."""
@@ -22,7 +24,7 @@ def run_checkpoints(folder: Path, monitor: str, every_n_steps: int) -> list[Mode
 
     Args:
         folder: Made when the first is written.
-        monitor: The logged value that is highest at the best.
+        monitor: The logged value that chooses the best; see `lightning_kd.tasks.best_of`.
         every_n_steps: Optimizer steps between two writings of the last; the end of each epoch is
             another.
     """
@@ -30,7 +32,11 @@ def run_checkpoints(folder: Path, monitor: str, every_n_steps: int) -> list[Mode
     # After an epoch rather than after validation, which may come inside an accumulation window.
     return [
         ModelCheckpoint(
-            folder, filename="best", monitor=monitor, mode="max", enable_version_counter=False
+            folder,
+            filename="best",
+            monitor=monitor,
+            mode=best_of(monitor),
+            enable_version_counter=False,
         ),
         _LastInsideEpoch(every_n_train_steps=every_n_steps, **last),
         ModelCheckpoint(save_on_train_epoch_end=True, **last),

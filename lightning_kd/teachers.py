@@ -16,7 +16,7 @@ from lightning_kd.models import (
     with_padding,
 )
 from lightning_kd.nn.resnet import CifarResNet, CifarResNetConfig, depth_of, is_resnet_folder
-from lightning_kd.tasks import Classification, Image, MultipleChoice, SpanQA, Task
+from lightning_kd.tasks import CausalLM, Classification, Image, MultipleChoice, SpanQA, Task
 
 __all__ = [
     "check_embeddings",
@@ -159,7 +159,7 @@ def check_labels(name: str, config: Any, task: Task) -> None:
     Raises:
         ValueError: The labels differ; the message has both.
     """
-    if isinstance(task, MultipleChoice):
+    if isinstance(task, (CausalLM, MultipleChoice)):  # a vocabulary is checked for itself
         return
     theirs = [str(config.id2label[i]) for i in range(config.num_labels)]
     ours = ["start", "end"] if isinstance(task, SpanQA) else ["a number"] * task.num_labels

@@ -11,7 +11,15 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from lightning_kd.tasks import Classification, Image, MultipleChoice, Regression, SpanQA, Task
+from lightning_kd.tasks import (
+    CausalLM,
+    Classification,
+    Image,
+    MultipleChoice,
+    Regression,
+    SpanQA,
+    Task,
+)
 
 VOCABULARY = 40
 WORDS = [f"w{i}" for i in range(VOCABULARY - 5)]
@@ -21,6 +29,7 @@ TASKS: dict[str, Task] = {
     "images": Image("digits", [str(digit) for digit in range(10)], num_channels=1),
     "regression": Regression("stsb", 0.0, 5.0),
     "spans": SpanQA("squad"),
+    "text": CausalLM("alpaca", max_new_tokens=4),
 }
 
 
@@ -38,7 +47,11 @@ def batch(size: int = 4, task: Task = TASKS["classification"], seed: int = 0) ->
     lengths = torch.randint(3, 9, (size,), generator=generator)
     mask = (torch.arange(8) < lengths[:, None]).long()
     tokens = torch.randint(5, VOCABULARY, (size, 8), generator=generator)
-    if isinstance(task, Classification):
+    if isinstance(task, CausalLM):  # the first one or two tokens are the prompt
+        prompts = torch.randint(1, 3, (size,), generator=generator)
+        target = mask.bool() & (torch.arange(8) >= prompts[:, None])
+        labels = tokens.masked_fill(~target, -100)
+    elif isinstance(task, Classification):
         labels = torch.randint(task.num_labels, (size,), generator=generator)
     elif isinstance(task, SpanQA):
         labels = spans(lengths, generator)

@@ -3,14 +3,16 @@
 from lightning_kd.data.base import BenchmarkDataModule
 from lightning_kd.data.batches import ResumableLoader, ShardedBatches
 from lightning_kd.data.cifar import CIFAR
+from lightning_kd.data.generation import GenerationDataModule
 from lightning_kd.data.glue import GLUE
 from lightning_kd.data.hellaswag import HellaSwag
+from lightning_kd.data.instructions import Instructions
 from lightning_kd.data.noise import FlipLabels
 from lightning_kd.data.squad import SQuAD
 from lightning_kd.data.text import TextDataModule
 from lightning_kd.data.transform import Transform
 
-BENCHMARKS: tuple[type[BenchmarkDataModule], ...] = (CIFAR, GLUE, HellaSwag, SQuAD)
+BENCHMARKS: tuple[type[BenchmarkDataModule], ...] = (CIFAR, GLUE, HellaSwag, Instructions, SQuAD)
 """Every benchmark there is; `lightning_kd.tasks.task_named` searches it."""
 
 __all__ = [
@@ -19,7 +21,9 @@ __all__ = [
     "GLUE",
     "BenchmarkDataModule",
     "FlipLabels",
+    "GenerationDataModule",
     "HellaSwag",
+    "Instructions",
     "ResumableLoader",
     "SQuAD",
     "ShardedBatches",

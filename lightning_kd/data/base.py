@@ -135,6 +135,11 @@ class BenchmarkDataModule(ResumableDataModule):
         del split
         return None
 
+    def _targets(self, split: Any) -> Sequence[int] | None:
+        """Number of target tokens of each example; None where an average is one over examples."""
+        del split
+        return None
+
     def prepare_data(self) -> None:
         """Read (and tokenize into the cache); Lightning calls it in one process per machine."""
         self.setup()
@@ -266,6 +271,7 @@ class BenchmarkDataModule(ResumableDataModule):
             shuffle=shuffle,
             seed=self.seed,
             lengths=self._lengths(split) if self.group_by_length or not shuffle else None,
+            targets=self._targets(split) if shuffle else None,
         )
 
     def _loader_options(self) -> dict[str, Any]:

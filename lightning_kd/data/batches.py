@@ -59,6 +59,8 @@ class ShardedBatches(DistributedSampler[list[int]]):
         lengths: number of tokens of each example; in training it groups examples of similar length
             into batches (random all the same: groups are sorted inside a window of 50 batches, and
             the batches shuffled).
+        targets: number of target tokens of each example, where an average is one over tokens; see
+            `num_targets`.
 
     >>> list(ShardedBatches(5, batch_size=2))
     [[0, 1], [2, 3], [4]]
@@ -76,6 +78,7 @@ class ShardedBatches(DistributedSampler[list[int]]):
         shuffle: bool = False,
         seed: int = 0,
         lengths: Sequence[int] | None = None,
+        targets: Sequence[int] | None = None,
     ) -> None:
         if batch_size < 1:
             raise ValueError(f"batch_size must be at least 1, got {batch_size}")
@@ -89,6 +92,8 @@ class ShardedBatches(DistributedSampler[list[int]]):
         super().__init__(examples, num_replicas=num_replicas, rank=rank, shuffle=shuffle, seed=seed)
         self.num_examples, self.batch_size = num_examples, batch_size
         self.lengths = None if lengths is None else torch.as_tensor(lengths)
+        self.targets = None if targets is None else torch.as_tensor(targets)
+        self._counts: tuple[int, list[int]] | None = None
         self.start = 0  # batches that an iteration leaves out at its beginning
 
     def __len__(self) -> int:
@@ -108,15 +113,36 @@ class ShardedBatches(DistributedSampler[list[int]]):
         """All batches of this process in an epoch."""
         if not self.shuffle:
             return self._evaluation_batches()
+        batches = self._global_batches(epoch)
+        return [batch[self.rank :: self.num_replicas].tolist() for batch in batches]
+
+    def num_targets(self, epoch: int, first: int, last: int) -> float:
+        """Mean number of target tokens that a process has in global batches ``first..last - 1``.
+
+        Raises:
+            ValueError: They have none, so that there is nothing to average over.
+        """
+        if self.targets is None:
+            raise ValueError("the numbers of target tokens are not known; give targets")
+        if self._counts is None or self._counts[0] != epoch:
+            counts = [int(self.targets[batch].sum()) for batch in self._global_batches(epoch)]
+            self._counts = epoch, counts
+        total = sum(self._counts[1][first:last])
+        if total == 0:
+            raise ValueError(
+                f"batches {first} to {last - 1} of epoch {epoch} have no token to predict; raise "
+                "max_length or batch_size"
+            )
+        return total / ((last - first) * self.num_replicas)
+
+    def _global_batches(self, epoch: int) -> list[Tensor]:
         size = self.batch_size * self.num_replicas
         usable = self.num_examples - self.num_examples % self.num_replicas
         generator = _generator(self.seed, epoch)
         order = torch.randperm(self.num_examples, generator=generator)[:usable]
         if self.lengths is None:
-            batches = _cut(order, size)
-        else:
-            batches = _grouped(order, size, self.lengths, generator)
-        return [batch[self.rank :: self.num_replicas].tolist() for batch in batches]
+            return _cut(order, size)
+        return _grouped(order, size, self.lengths, generator)
 
     def _evaluation_batches(self) -> list[list[int]]:
         order = torch.arange(self.num_examples)
@@ -148,6 +174,7 @@ class ResumableLoader(DataLoader[Any]):
         self._batches_of: ShardedBatches = self.sampler
         self._epoch, self._batch = 0, 0  # position: epoch and batches used of it
         self._resume: tuple[int, int] | None = None
+        self.trainer: L.Trainer | None = None
 
     def __iter__(self) -> Iterator[Any]:  # type: ignore[override]  # the parent names its own class
         # A generator: which epoch it is becomes known with the first batch, because Lightning makes
@@ -166,7 +193,22 @@ class ResumableLoader(DataLoader[Any]):
         sampler.start = 0  # not in the sampler: with workers, the line above asks it twice
         for batch_of_examples in iterator:
             self._batch += 1  # before the yield: a checkpoint in this step has used this batch
+            if sampler.targets is not None:
+                first, last = self._window(self._batch - 1)
+                count = sampler.num_targets(self._epoch, first, last)
+                batch_of_examples["num_targets"] = torch.tensor(count)
             yield batch_of_examples
+
+    def _window(self, batch: int) -> tuple[int, int]:
+        """First batch of the optimizer step that ``batch`` is part of, and the one after its last.
+
+        An epoch that the trainer cuts short ends its last step early.
+        """
+        if self.trainer is None:
+            return batch, batch + 1
+        window = self.trainer.accumulate_grad_batches
+        first = batch // window * window
+        return first, int(min(first + window, len(self), self.trainer.num_training_batches))
 
     def state_dict(self) -> dict[str, int]:
         """Epoch and number of its batches used so far."""
@@ -196,7 +238,7 @@ class ResumableDataModule(L.LightningDataModule):
         if self._position is not None:
             loader.load_state_dict(self._position)
             self._position = None
-        self._training = loader
+        self._training, loader.trainer = loader, self.trainer
         return loader
 
     def state_dict(self) -> dict[str, Any]:

@@ -27,7 +27,7 @@ FORMAT_VERSION = 1
 
 Row = dict[str, Any]
 _LISTS = ("input_ids", "token_type_ids", "answer_mask", "char_begin", "char_end")
-_SCALARS = ("idx", "labels", "question", "choice_lengths")
+_SCALARS = ("idx", "labels", "question", "choice_lengths", "prompt_lengths")
 
 
 class Encoded(TorchDataset[Any]):
@@ -73,6 +73,10 @@ class Encoded(TorchDataset[Any]):
     def column(self, name: str) -> np.ndarray:
         """All of `idx` or `labels`, `[n]`."""
         return self._scalars[name]
+
+    def add_column(self, name: str, values: np.ndarray) -> None:
+        """Give every row one more value, `[n]`."""
+        self._scalars[name] = values
 
     def inputs_digest(self) -> str:
         """SHA-256 of all that a model sees of the examples; labels are not part of it."""

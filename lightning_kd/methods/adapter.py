@@ -10,6 +10,7 @@ from typing_extensions import override
 
 from lightning_kd.base_record import record_of
 from lightning_kd.methods.base import TaskModule
+from lightning_kd.models import head_modules
 
 
 class AdapterModule(TaskModule):
@@ -44,9 +45,9 @@ class AdapterModule(TaskModule):
             heads: Names of the sub-modules that train whole.
 
         Returns:
-            Names of the sub-modules that get no adapters: those, and maybe others.
+            Names of the sub-modules that get no adapters: those, and a head that never trains.
         """
-        return heads
+        return [*heads, *([] if self.task.trains_head else head_modules(self.student))]
 
     def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:  # type: ignore[override]
         """Trainable weights and buffers."""

@@ -1,6 +1,5 @@
 """What every method stands on: a training step, validation at every size, clean checkpoints."""
 
-import hashlib
 import operator
 import time
 from abc import ABC, abstractmethod
@@ -24,7 +23,7 @@ from lightning_kd.nested import Nested
 from lightning_kd.optim import can_fuse, check_schedule, decay_groups, lr_scheduler
 from lightning_kd.paper import Paper
 from lightning_kd.phases import Phase
-from lightning_kd.progress import Progress, logs_now, show
+from lightning_kd.progress import Progress, check_whole_step, logs_now, seed_dropout, show
 from lightning_kd.tasks import Prediction, Task, task_named
 
 Batch = dict[str, Tensor]
@@ -116,6 +115,10 @@ class TaskModule(L.LightningModule, ABC):
                 start = time.perf_counter()
                 yield size, self.predict(batch), time.perf_counter() - start
 
+    def hard_loss(self, batch: Batch) -> Tensor:
+        """The task's loss of the student against the labels, averaged."""
+        return self.task.reduce(self.task.hard_loss(self.predict(batch), batch), batch)
+
     @property
     def monitor(self) -> str:
         """The logged value that chooses the best checkpoint: a mean over sizes when there are."""
@@ -139,15 +142,12 @@ class TaskModule(L.LightningModule, ABC):
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         # Dropout is a function of (seed, phase, batch, process), so that a resumed run repeats it.
         step = Progress.of(self.trainer).step
-        key = f"{self._dropout_seed}/{self.phase}/{step}/{self.global_rank}"
-        seed = int.from_bytes(hashlib.sha256(key.encode()).digest()[:7], "big")
-        # torch.manual_seed seeds every kind of device, which takes a third of a millisecond.
-        torch.default_generator.manual_seed(seed)
-        if self.device.type != "cpu":
-            torch.get_device_module(self.device).manual_seed(seed)
+        seed_dropout(f"{self._dropout_seed}/{self.phase}/{step}/{self.global_rank}", self.device)
 
     @override
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        if self.task.weighs_examples and "num_targets" not in batch:
+            check_whole_step(self.trainer)
         terms = self.objective(batch)
         self._last_terms = {name: term.detach() for name, term in terms.items()}
         loss = reduce(operator.add, terms.values())

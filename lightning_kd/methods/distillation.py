@@ -12,7 +12,7 @@ from typing_extensions import override
 from lightning_kd.fingerprints import fingerprint_of
 from lightning_kd.frozen import Frozen
 from lightning_kd.methods.base import Batch, TaskModule
-from lightning_kd.tasks import Prediction, Task
+from lightning_kd.tasks import CausalLM, Prediction, Task
 from lightning_kd.teacher_cache import TeacherCache, open_cache
 from lightning_kd.teachers import check_embeddings, check_labels, check_vocabulary, load_teacher
 
@@ -64,6 +64,11 @@ class DistillationModule(TaskModule, ABC):
                 check_labels(self.teacher_name, teacher.config, self.task)
         else:
             self.teach_with(teacher)
+        if teacher_cache is not None and isinstance(self.task, CausalLM):
+            raise ValueError(
+                f"teacher_cache={teacher_cache} would keep a vocabulary of logits for each token; "
+                "leave it out: the teacher is then asked for every batch"
+            )
         self.teacher_cache = teacher_cache
         self.cache: TeacherCache | None = None
 

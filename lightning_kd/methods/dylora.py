@@ -36,7 +36,7 @@ from lightning_kd.export import (
 from lightning_kd.functional.dynamic_lora import LoRAScaling
 from lightning_kd.methods.adapter import AdapterModule
 from lightning_kd.methods.base import Batch
-from lightning_kd.models import head_modules
+from lightning_kd.models import task_heads
 from lightning_kd.nested import Nested
 from lightning_kd.nn import (
     DynamicLoRALinear,
@@ -70,7 +70,8 @@ class DyLoRA(AdapterModule, Nested):
             ``dense`` is plain AdamW. A given ``optimizer`` replaces either.
         target_modules: PEFT's vocabulary; None is PEFT's choice for the architecture (query and
             value for BERT and RoBERTa).
-        modules_to_save: Modules trained whole; None is the task head (and BERT's pooler).
+        modules_to_save: Modules trained whole; None is the task head (and BERT's pooler), none of a
+                language model.
         dropout: Of the adapter's input, in [0, 1).
         evaluation: ``loop`` evaluates rank after rank, ``sweep`` all ranks of a batch in one pass.
         evaluation_ranks: Ranks that validation reports; None is every rank that is drawn.
@@ -128,7 +129,7 @@ class DyLoRA(AdapterModule, Nested):
                 "treat the same components as active on every process"
             )
         self.update, self.evaluation, self.semantics = update, evaluation, optimizer_semantics
-        heads = head_modules(self.student) if modules_to_save is None else modules_to_save
+        heads = task_heads(self.student, self.task) if modules_to_save is None else modules_to_save
         self.modules_to_save = list(heads)
         bare = self.prepare_base(heads)
         # The head is no target, and neither is the pooler when it trains whole.
@@ -160,7 +161,7 @@ class DyLoRA(AdapterModule, Nested):
 
     @override
     def objective(self, batch: Batch) -> dict[str, Tensor]:
-        return {"hard": self.task.hard_loss(self.predict(batch), batch).mean()}
+        return {"hard": self.hard_loss(batch)}
 
     @override
     def configure_callbacks(self) -> list[L.Callback]:

@@ -50,4 +50,4 @@ class FineTuning(TaskModule):
 
     @override
     def objective(self, batch: Batch) -> dict[str, Tensor]:
-        return {"hard": self.task.hard_loss(self.predict(batch), batch).mean()}
+        return {"hard": self.hard_loss(batch)}

@@ -14,7 +14,7 @@ from typing_extensions import override
 from lightning_kd.export import atomic_directory
 from lightning_kd.methods.adapter import AdapterModule
 from lightning_kd.methods.base import Batch
-from lightning_kd.models import head_modules
+from lightning_kd.models import task_heads
 from lightning_kd.nn.dynamic_lora import check_lora
 from lightning_kd.paper import Paper
 from lightning_kd.tasks import Task
@@ -30,7 +30,8 @@ class LoRA(AdapterModule):
         alpha: The factor is ``alpha / rank``.
         rslora: Use ``alpha / sqrt(rank)`` instead.
         target_modules: PEFT's vocabulary; None is PEFT's choice for the architecture.
-        modules_to_save: Modules trained whole; None is the task head (and BERT's pooler).
+        modules_to_save: Modules trained whole; None is the task head (and BERT's pooler), none of a
+                language model.
         dropout: Of the adapter's input, in [0, 1).
         kwargs: See `TaskModule`.
     """
@@ -63,7 +64,7 @@ class LoRA(AdapterModule):
         if type(rank) is not int or rank < 1:
             raise ValueError(f"rank must be a whole number of at least 1, got {rank}")
         check_lora(alpha, dropout)
-        heads = head_modules(self.student) if modules_to_save is None else modules_to_save
+        heads = task_heads(self.student, self.task) if modules_to_save is None else modules_to_save
         kind = self.task.peft_type
         config = LoraConfig(
             task_type=None if kind is None else TaskType(kind),
@@ -81,7 +82,7 @@ class LoRA(AdapterModule):
 
     @override
     def objective(self, batch: Batch) -> dict[str, Tensor]:
-        return {"hard": self.task.hard_loss(self.predict(batch), batch).mean()}
+        return {"hard": self.hard_loss(batch)}
 
     def export(self, directory: Path, size: int | None = None) -> None:
         """Write the PEFT folder."""

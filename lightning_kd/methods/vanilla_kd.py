@@ -74,7 +74,7 @@ class VanillaKD(DistillationModule):
         student = self.predict(batch)
         terms = {}
         if self.alpha < 1:
-            hard = self.task.hard_loss(student, batch).mean()
+            hard = self.task.reduce(self.task.hard_loss(student, batch), batch)
             terms["hard"] = (1 - self.alpha) * hard
         if self.asks_teacher:
             taught = self.teach(batch)
@@ -84,7 +84,7 @@ class VanillaKD(DistillationModule):
                 mask = self.task.logit_mask(batch)
                 distance = logit_mse(student.logits, taught.logits, mask)
                 soft = self.task.per_example(distance, batch)
-            terms["soft"] = self.alpha * soft.mean()
+            terms["soft"] = self.alpha * self.task.reduce(soft, batch)
         return terms
 
 

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from lightning_kd.report.summary import Result, Summary
+from lightning_kd.tasks import best_of
 
 
 def standard_error(
@@ -69,7 +70,7 @@ def choose_sizes(results: Sequence[Result], split: str, metric: str) -> list[int
         results: of all sizes; a standard error that is missing or not finite counts as 0, and then
             only an equal value is near enough.
         split: to choose on; never the test split.
-        metric: to choose by; higher is better.
+        metric: to choose by; `lightning_kd.tasks.best_of` says which way.
 
     Returns:
         One or two sizes, ascending. Of equally good sizes the smallest is the best. Empty if no
@@ -96,9 +97,12 @@ def choose_sizes(results: Sequence[Result], split: str, metric: str) -> list[int
     finite = {r.size: r for r in candidates if r.size is not None and math.isfinite(r.value)}
     if not finite:
         return []
-    best = max(sorted(finite), key=lambda size: finite[size].value)  # the first, so the smallest
+    sign = -1 if best_of(metric) == "min" else 1
+    # The first of equals, so the smallest.
+    best = max(sorted(finite), key=lambda size: sign * finite[size].value)
     error = _known(finite[best].standard_error)
-    near = [size for size in finite if finite[size].value >= finite[best].value - error]
+    limit = sign * finite[best].value - error
+    near = [size for size in finite if sign * finite[size].value >= limit]
     return sorted({best, min(near)})
 
 
@@ -122,7 +126,8 @@ def explain(summary: Summary, chosen: Sequence[int]) -> str:
         for result in summary.results
         if result.size in chosen and (result.split, result.metric) == (split, metric)
     }
-    best = max(sorted(chosen), key=lambda size: marked[size].value)
+    sign = -1 if best_of(metric) == "min" else 1
+    best = max(sorted(chosen), key=lambda size: sign * marked[size].value)
     rule = f"{name.capitalize()} {best} is best by {metric} on {split.replace('_', ' ')}"
     error = marked[best].standard_error
     if error is None or not math.isfinite(error):

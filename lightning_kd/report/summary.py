@@ -59,7 +59,7 @@ class Result:
     Args:
         size: rank, layer ...; None for a method that has no sizes.
         split: as the data module names it, such as ``validation_mismatched``.
-        metric: as the task names it; higher is better.
+        metric: as the task names it; `lightning_kd.tasks.best_of` says which way is better.
         value: of the metric; NaN or infinite when the model diverged.
         trainable_parameters: of the model at this size.
         seconds: wall time of evaluating this size, where it was measured.

@@ -18,6 +18,7 @@ from lightning_kd.report.plots import plot_sizes, reference_name
 from lightning_kd.report.selection import explain
 from lightning_kd.report.summary import Summary
 from lightning_kd.report.tables import MARK, Grid, number, result_grids, size_text
+from lightning_kd.tasks import best_of
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -73,7 +74,8 @@ def _levels(
     for path, other in references.items():
         values = [r.value for r in other.results if (r.split, r.metric) == (split, metric)]
         if values:
-            levels[_name(path, other, summary)] = max(values)
+            best = min if best_of(metric) == "min" else max
+            levels[_name(path, other, summary)] = best(values)
     return levels
 
 

@@ -6,10 +6,11 @@ every kind of benchmark. Letters in shapes: ``b`` batch, ``s`` sites (places in 
 where an answer is given), ``c`` classes.
 """
 
-from lightning_kd.tasks.base import Prediction, Task
+from lightning_kd.tasks.base import Prediction, Task, best_of
 from lightning_kd.tasks.choice import MultipleChoice
 from lightning_kd.tasks.images import Image
 from lightning_kd.tasks.labels import Classification, Regression
+from lightning_kd.tasks.language import CausalLM
 from lightning_kd.tasks.spans import SpanQA
 
 
@@ -31,6 +32,7 @@ def task_named(name: str) -> Task:
 
 
 __all__ = [
+    "CausalLM",
     "Classification",
     "Image",
     "MultipleChoice",
@@ -38,5 +40,6 @@ __all__ = [
     "Regression",
     "SpanQA",
     "Task",
+    "best_of",
     "task_named",
 ]

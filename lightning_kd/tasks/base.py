@@ -3,15 +3,29 @@
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import torch
 from jaxtyping import Bool, Float, Shaped
 from torch import Tensor, nn
 from torchmetrics import Metric, MetricCollection
 
-NOT_INPUTS = ("labels", "idx", "answer_mask", "cache_row")
+NOT_INPUTS = (
+    *("labels", "idx", "answer_mask", "cache_row"),
+    *("num_targets", "prompt_lengths", "generate"),
+)
 """Keys of a batch that are not arguments of the model."""
+LOWER_IS_BETTER = ("perplexity", "ter")
+"""Metrics of which the lowest value is the best; of all others it is the highest."""
+
+
+def best_of(metric: str) -> Literal["min", "max"]:
+    """Which of several values of a metric is the best; of a logged key its last part decides.
+
+    >>> best_of("val/rank_4/perplexity"), best_of("accuracy")
+    ('min', 'max')
+    """
+    return "min" if metric.rpartition("/")[2] in LOWER_IS_BETTER else "max"
 
 
 @dataclass(frozen=True)
@@ -21,10 +35,12 @@ class Prediction:
     Attributes:
         logits: ``[b, *s, c]``, unnormalized scores; a regression has one "class".
         hidden_states: One ``[b, l, d]`` per layer, embeddings first, when they were asked for.
+        generated: Tokens ``[g, n]`` that follow some of the prompts, -1 after their end.
     """
 
     logits: Tensor
     hidden_states: tuple[Tensor, ...] | None = None
+    generated: Tensor | None = None
 
 
 class Task(ABC):
@@ -33,16 +49,20 @@ class Task(ABC):
     Attributes:
         name: The benchmark's name for it, as users type it.
         num_labels: Width of the last axis of the logits (of the head, where that axis is ragged).
-        monitor: The metric that chooses checkpoints and sizes; higher is better.
+        monitor: The metric that chooses checkpoints and sizes; `best_of` says which way.
         eval_sets: Suffixes of the evaluation sets; ``""`` is the main one.
         ragged: Whether the last axis of the logits is as long as the batch's longest example.
         auto_class: The transformers class that puts the right head on a model.
         peft_type: What PEFT calls the head, in an exported adapter; None: it has no name for it.
+        weighs_examples: Whether `reduce` needs to know of the rest of the optimizer step.
+        trains_head: Whether the head is the task's own and trains beside an adapter.
     """
 
     auto_class: ClassVar[str] = "AutoModelForSequenceClassification"
     peft_type: ClassVar[str | None] = "SEQ_CLS"
     ragged: ClassVar[bool] = False
+    weighs_examples: ClassVar[bool] = False
+    trains_head: ClassVar[bool] = True
     name: str
     num_labels: int
 
@@ -72,6 +92,15 @@ class Task(ABC):
         """Mean over an example's sites; these tasks have one site, so nothing is left out."""
         del batch  # tasks with padded sites read their mask from it
         return values.flatten(1).mean(1) if values.dim() > 1 else values
+
+    def reduce(self, values: Float[Tensor, " b"], batch: dict[str, Tensor]) -> Float[Tensor, ""]:
+        """The average of per-example losses that is minimized: their mean."""
+        del batch  # tasks whose examples weigh unequally read it
+        return values.mean()
+
+    def truths(self, batch: dict[str, Tensor]) -> Shaped[Tensor, "b ..."]:
+        """What `answers` are compared with."""
+        return batch["labels"]
 
     def logit_mask(self, batch: dict[str, Tensor]) -> Bool[Tensor, "..."] | None:
         """Which logits stand for a possible answer, to be broadcast to them; None: all."""
@@ -111,4 +140,4 @@ class Task(ABC):
     def _metric(self, name: str) -> Metric: ...
 
 
-__all__ = ["NOT_INPUTS", "Prediction", "Task"]
+__all__ = ["LOWER_IS_BETTER", "NOT_INPUTS", "Prediction", "Task", "best_of"]

@@ -21,7 +21,7 @@ from lightning_kd.checkpoint_io import AtomicCheckpointIO
 from lightning_kd.data.batches import ResumableDataModule, ResumableLoader, ShardedBatches
 from lightning_kd.frozen import Frozen
 from lightning_kd.methods import TaskModule
-from lightning_kd.tasks import Task
+from lightning_kd.tasks import CausalLM, Task
 from tests import tiny
 
 every_method = pytest.mark.parametrize("name", methods.METHODS)
@@ -57,7 +57,12 @@ class TinyData(ResumableDataModule):
             "num_replicas": trainer.world_size,
             "rank": trainer.global_rank,
         }
-        return ShardedBatches(len(self.rows), self.batch_size, **processes, shuffle=shuffle)
+        targets = None
+        if isinstance(self.task, CausalLM):
+            targets = [int((row["labels"][1:] != -100).sum()) for row in self.rows]
+        return ShardedBatches(
+            len(self.rows), self.batch_size, **processes, shuffle=shuffle, targets=targets
+        )
 
     def _options(self, *, shuffle: bool) -> dict[str, Any]:
         return {"batch_size": None, "sampler": self._sampler(shuffle=shuffle)}

@@ -13,7 +13,7 @@ from lightning_kd import methods
 from lightning_kd.frozen import Frozen
 from lightning_kd.methods import FineTuning, TaskModule
 from lightning_kd.nested import Nested
-from lightning_kd.tasks import Regression
+from lightning_kd.tasks import CausalLM, Regression
 from tests import tiny
 from tests.conformance.matrix import (
     TinyData,
@@ -86,7 +86,9 @@ def test_overfits_one_batch(name, kind) -> None:
             loss = float(task.hard_loss(prediction, batch).mean())
             # not to 0: a method may weigh this loss against others
             assert loss < at_first / 4, f"size {size}: from {at_first:.3f} to {loss:.3f} only"
-            if not isinstance(task, Regression):
+            if isinstance(task, CausalLM):  # of each text the tokens foreseen, and how many
+                assert torch.equal(task.answers(prediction, batch)[:, 1].long(), task.truths(batch))
+            elif not isinstance(task, Regression):
                 assert torch.equal(task.answers(prediction, batch), batch["labels"])
 
 
