@@ -155,7 +155,9 @@ METHODS: dict[str, Callable[..., TaskModule]] = {
         student, task, **followed({**taught(task), **SHORT_STAGES, "teacher_epochs": 2, **k}, task)
     ),
     "QDyLoRA": lambda student, task, **k: QDyLoRA(
-        student, task, **{"max_rank": 4, "dropout": 0.0, "backend": "reference", **k}
+        student,
+        task,
+        **{"max_rank": 4, "alpha": 1.0, "dropout": 0.0, "backend": "reference", **k},
     ),
     "VanillaKD": lambda student, task, **k: VanillaKD(student, task, **{**taught(task), **k}),
 }
@@ -208,6 +210,7 @@ ARGUMENTS: dict[str, dict[str, Any]] = {
         "reduction": "sum",
     },
     "QDyLoRA": {
+        "alpha": 16.0,
         "update": "frozen",
         "optimizer_semantics": "strict",
         "lr_schedule": "linear",

@@ -230,7 +230,7 @@ class QDyLoRA(DyLoRA):
 
     def _say(self, what: str, said: str) -> None:
         self.notes[what] = said
-        if self.trainer.is_global_zero:
+        if self._trainer is None or self._trainer.is_global_zero:
             print(f"{type(self).__name__}: {what}: {said}")  # noqa: T201 - what a user must know
 
 
