@@ -32,11 +32,13 @@ def decay_groups(
 def can_fuse(module: L.LightningModule) -> bool:
     """Whether torch's fused AdamW serves a module, which takes a fifth of the time.
 
-    Not everywhere: there is none for some devices, and with fp16's loss scaling it cannot clip.
+    Not everywhere: there is none for some devices, and Lightning does not let it clip gradients in
+    a mixed precision, nor scale a loss.
     """
     trainer = module._trainer
+    clips = trainer is not None and trainer.gradient_clip_val and "mixed" in trainer.precision
     scaled = trainer is not None and trainer.precision == "16-mixed"
-    return module.device.type in ("cpu", "cuda") and not scaled
+    return module.device.type in ("cpu", "cuda") and not (scaled or clips)
 
 
 def nested_groups(

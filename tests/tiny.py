@@ -40,18 +40,20 @@ from tests.tiny_data import (
     WORDS,
     batch,
     digits_folder,
+    films_folder,
     hellaswag_folder,
     loader,
     spans,
     squad_folder,
     sst2_folder,
     tokenizer_folder,
+    writer_tokenizer,
 )
 from tests.trajectories import followed
 
 __all__ = [  # of tests/tiny_data.py, where a test may as well find them here
-    "TASKS", "VOCABULARY", "WORDS", "batch", "digits_folder", "hellaswag_folder", "loader", "spans",
-    "squad_folder", "sst2_folder", "tokenizer_folder",
+    "TASKS", "VOCABULARY", "WORDS", "batch", "digits_folder", "films_folder", "hellaswag_folder",
+    "loader", "spans", "squad_folder", "sst2_folder", "tokenizer_folder", "writer_tokenizer",
 ]  # fmt: skip
 
 Made = TypeVar("Made", bound=nn.Module)
@@ -119,6 +121,16 @@ def model_folder(folder: Path, kind: str = "bert", seed: int = 0, **changes: Any
         made = load_model(config(kind, **changes), TASKS["classification"])
     made.save_pretrained(folder)  # type: ignore[operator]
     return tokenizer_folder(folder)
+
+
+def writer_folder(folder: Path, kind: str = "llama", seed: int = 0, **changes: Any) -> Path:
+    """The same of a language model."""
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        settings = {"eos_token_id": 2, "pad_token_id": 0, **changes}
+        made = load_model(config(kind, **settings), TASKS["text"])
+    made.save_pretrained(folder)  # type: ignore[operator]
+    return writer_tokenizer(folder)
 
 
 @cache

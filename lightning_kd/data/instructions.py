@@ -218,7 +218,7 @@ def _best_replies(rows: Any) -> Iterator[tuple[Any, str, Any, str]]:
     }
     best: dict[str, tuple[float, str]] = {}
     for message in messages:
-        parent = message.get("parent_id")
+        parent = str(message.get("parent_id"))
         if parent in firsts:
             rank = message.get("rank")
             rank = float("inf") if rank is None else float(rank)

@@ -115,7 +115,7 @@ class TaskModule(L.LightningModule, ABC):
                 start = time.perf_counter()
                 yield size, self.predict(batch), time.perf_counter() - start
 
-    def hard_loss(self, batch: Batch) -> Tensor:
+    def hard_term(self, batch: Batch) -> Tensor:
         """The task's loss of the student against the labels, averaged."""
         return self.task.reduce(self.task.hard_loss(self.predict(batch), batch), batch)
 

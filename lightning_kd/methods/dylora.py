@@ -161,7 +161,7 @@ class DyLoRA(AdapterModule, Nested):
 
     @override
     def objective(self, batch: Batch) -> dict[str, Tensor]:
-        return {"hard": self.hard_loss(batch)}
+        return {"hard": self.hard_term(batch)}
 
     @override
     def configure_callbacks(self) -> list[L.Callback]:

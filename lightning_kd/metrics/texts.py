@@ -4,7 +4,7 @@ import re
 import string
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from typing import Final
+from typing import Any, Final
 
 import torch
 from torch import Tensor
@@ -63,7 +63,8 @@ def bleu(texts: Sequence[str], truths: Sequence[Sequence[str]]) -> Tensor:
     """
     import sacrebleu
 
-    return torch.tensor(float(sacrebleu.corpus_bleu(list(texts), _streams(truths)).score))
+    streams: Any = _streams(truths)  # it declares no missing texts, and takes them
+    return torch.tensor(float(sacrebleu.corpus_bleu(list(texts), streams).score))
 
 
 def rouge_l(texts: Sequence[str], truths: Sequence[Sequence[str]]) -> Tensor:
