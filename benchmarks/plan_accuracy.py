@@ -75,7 +75,9 @@ def predicted_step(plan: Plan) -> int:
 def on_this_machine() -> tuple[list[float], list[float]]:
     """Predicted / measured of every case: resident, and of one step's allocations."""
     ratios: tuple[list[float], list[float]] = [], []
-    print(f"\n{'SmolLM2-135M shape, GB':28} | resident: plan  measured  ratio | step: plan  measured")
+    print(
+        f"\n{'SmolLM2-135M shape, GB':28} | resident: plan  measured  ratio | step: plan  measured"
+    )
     for name, training in cases().items():
         plan, found = plan_memory(training), in_a_process(name)
         step = predicted_step(plan)

@@ -26,6 +26,12 @@ from lightning_kd.functional.early_exit import (
     agreement_threshold,
     exit_confidence,
 )
+from lightning_kd.functional.four_bit import (
+    dequantize_four_bit,
+    four_bit_bytes,
+    four_bit_levels,
+    quantize_four_bit,
+)
 from lightning_kd.functional.kd import kd_loss, logit_mse
 from lightning_kd.functional.label_regularization import (
     confidence,
@@ -58,16 +64,13 @@ from lightning_kd.functional.noise import (
     small_loss,
 )
 from lightning_kd.functional.spans import best_spans, best_threshold
-<<<<<<< HEAD
-from lightning_kd.functional.token_kd import linear_kd_loss, token_kd_loss
-=======
 from lightning_kd.functional.speculation import (
     best_window,
     replayed_rounds,
     speculative_speedup,
     tokens_per_round,
 )
->>>>>>> decoding
+from lightning_kd.functional.token_kd import linear_kd_loss, token_kd_loss
 from lightning_kd.functional.trajectory import (
     checkpoint_of_epoch,
     checkpoint_temperature,
@@ -91,6 +94,7 @@ __all__ = [
     "checkpoint_temperature",
     "confidence",
     "cyclic_rate",
+    "dequantize_four_bit",
     "draw_noisy_labels",
     "dynamic_lora",
     "dynamic_lora_sweep",
@@ -98,6 +102,8 @@ __all__ = [
     "evenly_kept",
     "exit_confidence",
     "forward_loss",
+    "four_bit_bytes",
+    "four_bit_levels",
     "gce_loss",
     "gold_entropy",
     "gold_target",
@@ -118,6 +124,7 @@ __all__ = [
     "mixed_target",
     "noise_matrix",
     "quantile_margin",
+    "quantize_four_bit",
     "relabel",
     "replayed_rounds",
     "robust_loss",
@@ -130,11 +137,8 @@ __all__ = [
     "taught_loss",
     "teacher_free_code_loss",
     "tf_reg_loss",
-<<<<<<< HEAD
     "token_kd_loss",
-=======
     "tokens_per_round",
->>>>>>> decoding
     "truncate_svd",
     "visiting_order",
 ]

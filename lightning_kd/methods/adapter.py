@@ -8,7 +8,9 @@ import torch
 from torch import nn
 from typing_extensions import override
 
+from lightning_kd.base_record import record_of
 from lightning_kd.methods.base import TaskModule
+from lightning_kd.models import head_modules
 
 
 class AdapterModule(TaskModule):
@@ -37,6 +39,17 @@ class AdapterModule(TaskModule):
                 )
             for module in found:
                 module.requires_grad_(requires_grad=True)
+
+    def prepare_base(self, heads: Sequence[str]) -> Sequence[str]:
+        """What happens to the student before adapters are put in; nothing here.
+
+        Args:
+            heads: Names of the sub-modules that train whole.
+
+        Returns:
+            Names of the sub-modules that get no adapters: those, and a head that never trains.
+        """
+        return [*heads, *([] if self.task.trains_head else head_modules(self.student))]
 
     def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:  # type: ignore[override]
         """Trainable weights and buffers."""
@@ -97,6 +110,8 @@ class AdapterModule(TaskModule):
                 flat = parameter.detach().reshape(-1)
                 picked = flat[:: max(1, flat.numel() // 16)].to("cpu", torch.bfloat16)
                 digest.update(f"{name} {tuple(parameter.shape)} {picked.tolist()}".encode())
+        base = record_of(self.student.named_modules())  # codes are no floating-point numbers
+        digest.update(base.identity.encode() if base is not None else b"")
         return digest.hexdigest()
 
 

@@ -57,9 +57,7 @@ class LiveBytes(TorchDispatchMode):
         return self.live[ACTIVATIONS], self.live[GRADIENTS], self.live[LOGITS]
 
     @override
-    def __torch_dispatch__(
-        self, func: Any, types: Any, args: Any = (), kwargs: Any = None
-    ) -> Any:
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         made = func(*args, **(kwargs or {}))
         for item in tree_iter(made):
             if isinstance(item, Tensor):

@@ -44,7 +44,9 @@ def records(tokenizer, sums, texts, new=8) -> torch.Tensor:
 
 def test_records_of_a_batch(tokenizer) -> None:
     made = key(tokenizer, truths=[["a"]] * 4, new=3)
-    batch = tiny.batch(4, tiny.TASKS["text"]) | {"generate": torch.tensor([False, True, False, True])}
+    batch = tiny.batch(4, tiny.TASKS["text"]) | {
+        "generate": torch.tensor([False, True, False, True])
+    }
     places = int((batch["labels"][:, 1:] != -100).sum(1).max())
     prediction = Prediction(torch.randn(4, places, tiny.VOCABULARY))
     sums = made.task.answers(prediction, batch)
