@@ -220,7 +220,7 @@ def _distribute(parameter: nn.Parameter, key: str | None, value: Tensor) -> None
         else:
             utils.safe_set_full_optimizer_state(parameter, value, key)
         return
-    length = parameter.ds_tensor.ds_numel
+    length: int = parameter.ds_tensor.ds_numel  # type: ignore[attr-defined]
     rank, count = torch.distributed.get_rank(), torch.distributed.get_world_size()
     padded = nn.functional.pad(value.flatten(), (0, length * count - value.numel()))
     piece = padded[rank * length : (rank + 1) * length]
