@@ -39,9 +39,9 @@ def options() -> argparse.Namespace:
     """The command line."""
     made = parser(__doc__, rounds=10)
     made.set_defaults(student=".")  # the model is made here
-    made.add_argument("--hidden", type=int, default=1024, help="width of the timed model")
-    made.add_argument("--scale", type=float, default=0.025, help="of what layers 5 to 12 add")
-    made.add_argument("--tokens", type=int, default=48, help="new ones per prompt")
+    made.add_argument("--hidden", type=int, default=768, help="width of the timed model")
+    made.add_argument("--scale", type=float, default=0.018, help="of what layers 5 to 12 add")
+    made.add_argument("--tokens", type=int, default=32, help="new ones per prompt")
     made.add_argument("--prompts", type=int, default=1000, help="for equal tokens; 0: none")
     made.add_argument("--all", action="store_true", help="with and without packed weights")
     made.add_argument("--grid", action="store_true", help="time every exit and window, and tune")
