@@ -60,7 +60,9 @@ def language_model_step(training: Training) -> Step:
     if training.train == "adapter":
         model = adapted(model, training)
     if training.checkpointing:
-        model.gradient_checkpointing_enable({"use_reentrant": False})
+        model.config.use_cache = False
+        newer = getattr(model, "activation_checkpointing_enable", None)
+        (newer or model.gradient_checkpointing_enable)({"use_reentrant": False})
     optimizer = torch.optim.AdamW((p for p in model.parameters() if p.requires_grad), fused=True)
     tokens = torch.randint(5, 60, (training.batch_size, training.length))
     batch: dict[str, Tensor] = {"input_ids": tokens, "labels": tokens}

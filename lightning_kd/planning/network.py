@@ -94,7 +94,10 @@ def make_networks(training: Training, layers: int | None = None) -> Networks:
         settings: dict[str, Any] = {"use_reentrant": False, "preserve_rng_state": False}
         if training.device == "cuda":  # the mode around the step does not reach a backward pass
             settings["context_fn"] = lambda: (nullcontext(), AsOnGPU())
-        student.gradient_checkpointing_enable(settings)  # type: ignore[operator]
+        made: Any = student
+        made.config.use_cache = False  # or it is said to be incompatible
+        newer = getattr(made, "activation_checkpointing_enable", None)  # transformers 5.2x renamed it
+        (newer or made.gradient_checkpointing_enable)(settings)
     teacher = None
     if training.teacher is not None:
         teacher = _make(training.teacher, training.task, training)
