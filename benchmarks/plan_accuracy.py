@@ -1,9 +1,9 @@
 """Is `lightning-kd plan` right? Predicted peaks beside measured and published ones.
 
-Measured: training steps of a SmolLM2-135M-shaped Llama (30 layers, random weights) on this CPU, each in
-a process of its own, as resident memory and as bytes of torch's allocator. Published: every row of
-litgpt's tables for one GPU (`benchmarks/litgpt_rows.py`), runs of 2023 and 2024 with the bitsandbytes
-of that time. Ratios are predicted / measured; the headline is the median error over litgpt's rows.
+Measured: training steps of a SmolLM2-135M-shaped Llama (30 layers, random weights) on this CPU,
+each in a process of its own, as resident memory and as bytes of torch's allocator. Published: rows
+of litgpt's tables for one GPU (`benchmarks/litgpt_rows.py`), runs of 2023 and 2024 with the
+bitsandbytes of that time. Ratios are predicted / measured; the headline is the median error over litgpt's rows.
 
     python benchmarks/plan_accuracy.py
     python benchmarks/plan_accuracy.py --only tables
@@ -54,7 +54,7 @@ def cases() -> dict[str, Training]:
 
 
 def measure(name: str) -> dict[str, int]:
-    """Bytes of a case: resident, and of the allocator for one step beside what is there before it."""
+    """Bytes of a case: resident, and of the allocator for one step beyond what was there."""
     torch.set_num_threads(1)
     training = cases()[name]
     small = Training(**{**vars(training), "batch_size": 1, "length": 2})
@@ -62,8 +62,7 @@ def measure(name: str) -> dict[str, int]:
     baseline = resident()
     step = language_model_step(training)
     step()
-    found = {"resident": resident_peak(step, baseline), "allocated": allocated_peak(step)}
-    return found
+    return {"resident": resident_peak(step, baseline), "allocated": allocated_peak(step)}
 
 
 def predicted_step(plan: Plan) -> int:
@@ -75,7 +74,9 @@ def predicted_step(plan: Plan) -> int:
 def on_this_machine() -> tuple[list[float], list[float]]:
     """Predicted / measured of every case: resident, and of one step's allocations."""
     ratios: tuple[list[float], list[float]] = [], []
-    print(f"\n{'SmolLM2-135M shape, GB':28} | resident: plan  measured  ratio | step: plan  measured")
+    print(
+        f"\n{'SmolLM2-135M shape, GB':28} | resident: plan  measured  ratio | step: plan  measured"
+    )
     for name, training in cases().items():
         plan, found = plan_memory(training), in_a_process(name)
         step = predicted_step(plan)

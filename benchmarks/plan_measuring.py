@@ -1,4 +1,4 @@
-"""Peaks of real training steps on this CPU: what torch's allocator handed out, and resident memory."""
+"""Peaks of real training steps on this CPU: of torch's allocator, and resident."""
 
 import gc
 import json
@@ -19,7 +19,7 @@ Step = Callable[[], object]
 
 
 def allocated_peak(step: Step) -> int:
-    """Most bytes that one call of ``step`` had from torch's allocator at a time, above the start."""
+    """Most bytes that ``step`` had from torch's allocator at a time, above the start."""
     gc.collect()
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiled:
         step()

@@ -45,9 +45,7 @@ class AsOnGPU(TorchFunctionMode):
     """
 
     @override
-    def __torch_function__(
-        self, func: Any, types: Any, args: Any = (), kwargs: Any = None
-    ) -> Any:
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         if func is F.scaled_dot_product_attention:
             return self._attention(*args, **kwargs)
@@ -70,8 +68,11 @@ class AsOnGPU(TorchFunctionMode):
         return _FusedAttention.apply(q, k, v, bias)  # type: ignore[no-untyped-call, no-any-return]
 
     @staticmethod
-    def _dropout(input: Tensor, p: float = 0.5, training: bool = True, *_: Any, **__: Any) -> Tensor:
-        return torch.native_dropout(input, p, training)[0] if training and p > 0 else input
+    def _dropout(*args: Any, **kwargs: Any) -> Tensor:
+        given = dict(zip(("input", "p", "training"), args, strict=False)) | kwargs
+        x: Tensor = given["input"]
+        p, training = given.get("p", 0.5), given.get("training", True)
+        return torch.native_dropout(x, p, training)[0] if training and p > 0 else x
 
 
 def _in_fp32(value: Any) -> Any:

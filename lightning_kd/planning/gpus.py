@@ -89,7 +89,9 @@ def parse_memory(text: str) -> int:
         base = 1024 if "I" in unit else 1000
         size = int(float(found.group(1)) * base ** ("KMGT".index(unit[0]) + 1))
     if size <= 0:
-        raise ValueError(f"a memory size is a number and a unit such as 32GB or 24GiB, got {text!r}")
+        raise ValueError(
+            f"a memory size is a number and a unit such as 32GB or 24GiB, got {text!r}"
+        )
     return size
 
 

@@ -5,7 +5,6 @@ from collections import Counter
 from collections.abc import Iterable
 from typing import Any
 
-import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
@@ -57,9 +56,7 @@ class LiveBytes(TorchDispatchMode):
         return self.live[ACTIVATIONS], self.live[GRADIENTS], self.live[LOGITS]
 
     @override
-    def __torch_dispatch__(
-        self, func: Any, types: Any, args: Any = (), kwargs: Any = None
-    ) -> Any:
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         made = func(*args, **(kwargs or {}))
         for item in tree_iter(made):
             if isinstance(item, Tensor):
@@ -93,6 +90,7 @@ class LiveBytes(TorchDispatchMode):
 def tensor_bytes(tensors: Iterable[Tensor]) -> int:
     """Bytes of the storages of tensors, each once.
 
+    >>> import torch
     >>> one = torch.ones(4, 4)
     >>> tensor_bytes([one, one.t(), one[1:]])
     64

@@ -1,4 +1,4 @@
-"""A recipe's settings as a `Training`: its file is read and its config parsed; nothing is started."""
+"""A recipe's settings as a `Training`: its file is read, its config parsed, nothing started."""
 
 import ast
 import importlib

@@ -90,7 +90,7 @@ def test_bf16_is_refused_where_a_card_has_none() -> None:
         training_of(FineTuning, GLUE, given, V100)
     assert training_of(FineTuning, GLUE, given, A100).precision == "bf16-mixed"
     given = settings(TEXTS, **QUANTIZED, compute_dtype="bfloat16")
-    with pytest.raises(ValueError, match="compute_dtype float32.*unstable"):
+    with pytest.raises(ValueError, match=r"compute_dtype float32.*unstable"):
         training_of(DyLoRA, Instructions, given, V100)
 
 
