@@ -3,7 +3,8 @@
 Measured: training steps of a SmolLM2-135M-shaped Llama (30 layers, random weights) on this CPU,
 each in a process of its own, as resident memory and as bytes of torch's allocator. Published: rows
 of litgpt's tables for one GPU (`benchmarks/litgpt_rows.py`), runs of 2023 and 2024 with the
-bitsandbytes of that time. Ratios are predicted / measured; the headline is the median error over litgpt's rows.
+bitsandbytes of that time. Ratios are predicted / measured; the headline is the median error over
+litgpt's rows.
 
     python benchmarks/plan_accuracy.py
     python benchmarks/plan_accuracy.py --only tables
