@@ -82,10 +82,8 @@ SHAPES: dict[str, tuple[str, tuple[int, ...], dict[str, Any]]] = {
 
 def rows() -> Iterator[Row]:
     """Every row of the two tables that has a figure for one GPU."""
-    for row in RESOURCES:
-        yield Row("resource-tables", *row)
-    for row in RECIPES:
-        yield Row("config_hub", *row)
+    yield from (Row("resource-tables", *row) for row in RESOURCES)
+    yield from (Row("config_hub", *row) for row in RECIPES)
 
 
 def shapes(name: str) -> Any:

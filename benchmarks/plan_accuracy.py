@@ -43,7 +43,7 @@ def smollm() -> Any:
 def cases() -> dict[str, Training]:
     """What is measured, by name."""
     common: dict[str, Any] = {"student": smollm(), "device": "cpu", "batch_size": 2, "length": 256}
-    lora = {"train": "adapter", "rank": 16, "target_modules": "all-linear"}
+    lora: dict[str, Any] = {"train": "adapter", "rank": 16, "target_modules": "all-linear"}
     return {
         "all weights": Training(**common),
         "all weights, checkpointing": Training(**common, checkpointing=True),
@@ -112,7 +112,7 @@ def errors(ratios: list[float]) -> Spread:
 
 def main() -> None:
     """Predict, measure and report."""
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])  # type: ignore[union-attr]
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--only", choices=("tables", "machine"))
     parser.add_argument("--measure", choices=tuple(cases()), help="one case, as JSON")
     given = parser.parse_args()

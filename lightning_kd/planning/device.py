@@ -65,7 +65,7 @@ class AsOnGPU(TorchFunctionMode):
         bias = attn_mask
         if bias is not None and bias.dtype == torch.bool:
             bias = torch.empty_like(bias, dtype=q.dtype)  # kernels take it as something to add
-        return _FusedAttention.apply(q, k, v, bias)  # type: ignore[no-untyped-call, no-any-return]
+        return _FusedAttention.apply(q, k, v, bias)  # type: ignore[no-untyped-call]
 
     @staticmethod
     def _dropout(*args: Any, **kwargs: Any) -> Tensor:

@@ -13,7 +13,7 @@ from typing_extensions import override
 ACTIVATIONS, GRADIENTS, LOGITS = "activations", "gradients", "logits"
 
 
-class LiveBytes(TorchDispatchMode):
+class LiveBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Within the block, counts the storages that operations make until they are freed.
 
     What autograd keeps, what the loss needs and what a step makes and drops at once are seen alike,
@@ -28,7 +28,7 @@ class LiveBytes(TorchDispatchMode):
     """
 
     def __init__(self, vocabulary: int | None = None) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.vocabulary = vocabulary
         self.live: Counter[str] = Counter()
         self.history: list[tuple[int, int, int]] = []

@@ -38,7 +38,11 @@ class Networks:
         sizes: dict[str, int] = {}
         for tensor in (*self.student.parameters(), *self.student.buffers()):
             sizes_of(sizes, tensor, adapter=_is_factor(names.get(id(tensor), "")))
-        scales = [m.scales for m in self.student.modules() if isinstance(m, PlannedLinear4bit)]
+        scales: list[Tensor] = [
+            m.get_buffer("scales")
+            for m in self.student.modules()
+            if isinstance(m, PlannedLinear4bit)
+        ]
         if scales:
             sizes["weights, uint8"] -= tensor_bytes(scales)
             sizes["weights, 4 bits"] = sizes.pop("weights, uint8")
@@ -126,7 +130,7 @@ def layer_stack(model: nn.Module) -> nn.ModuleList | None:
 def equal_layers(model: nn.Module) -> int:
     """How many blocks a model is made of that are all alike; 0: they differ, or there are none."""
     stack = layer_stack(model)
-    if stack is None or len(set(getattr(model.config, "layer_types", None) or [0])) > 1:  # type: ignore[union-attr]
+    if stack is None or len(set(getattr(model.config, "layer_types", None) or [0])) > 1:
         return 0
     shapes = {
         tuple((name, tuple(p.shape), p.dtype) for name, p in layer.named_parameters())
@@ -144,10 +148,10 @@ def _make(config: Any, task: Task | None, training: Training) -> nn.Module:
         return load_model(config, task, pretrained=False)
     config = copy.deepcopy(config)  # a task writes its labels into it
     dtype = training.weight_dtype(config)
-    if training.predicts_tokens:
+    if task is None or training.predicts_tokens:
+        language: Any = transformers.AutoModelForCausalLM
         with quiet():
-            head = transformers.AutoModelForCausalLM
-            return with_padding(head.from_config(config, dtype=dtype))
+            return with_padding(language.from_config(config, dtype=dtype))
     config.dtype = dtype
     return load_model(config, task)
 

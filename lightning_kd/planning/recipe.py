@@ -64,7 +64,7 @@ def settings_of(
     Raises:
         SystemExit: They do not parse; the reason is on standard error.
     """
-    import yaml
+    import yaml  # type: ignore[import-untyped]
 
     from lightning_kd.cli import run
 

@@ -1,6 +1,7 @@
 """Plans against what torch's allocator hands out in real steps, and against published peaks."""
 
 import statistics
+from typing import Any
 
 import pytest
 import torch
@@ -8,7 +9,7 @@ import torch
 from benchmarks.litgpt_rows import rows, training_of
 from benchmarks.plan_accuracy import predicted_step
 from benchmarks.plan_measuring import allocated_peak, language_model_step
-from lightning_kd.methods import DyLoRA, FineTuning
+from lightning_kd.methods import DyLoRA, FineTuning, TaskModule
 from lightning_kd.planning import plan_memory
 from tests import tiny
 from tests.planning.shapes import bert, training
@@ -38,10 +39,10 @@ def test_a_language_models_step(changes) -> None:
 @pytest.mark.parametrize("name", ["FineTuning", "DyLoRA"])
 def test_a_methods_step(name) -> None:
     task, student = tiny.TASKS["classification"], tiny.model()
+    planned: dict[str, Any] = {}
+    module: TaskModule = FineTuning(student, task)
     if name == "DyLoRA":
         module, planned = DyLoRA(student, task, max_rank=4), {"train": "adapter", "dynamic": True}
-    else:
-        module, planned = FineTuning(student, task), {}
     module.train()
     optimizer = module.make_optimizer()
     tokens = torch.ones(8, 16, dtype=torch.long)
@@ -50,11 +51,11 @@ def test_a_methods_step(name) -> None:
     batch = {"input_ids": tokens, "attention_mask": mask, "labels": torch.zeros(8).long()}
 
     def step() -> None:
-        optimizer.zero_grad()
         torch.stack(list(module.objective(batch).values())).sum().backward()
 
     step()
     optimizer.step()
+    optimizer.zero_grad()
     plan = plan_memory(bert(**planned, rank=4))
     assert predicted_step(plan) == pytest.approx(allocated_peak(step), rel=0.1)
 

@@ -7,11 +7,11 @@ from tests import tiny
 from tests.kill import ROOT
 
 
-def plan(capsys, *words, recipe="dylora_glue") -> tuple[int, str, str]:
+def plan(capsys, *words, recipe="dylora_glue"):
     student = ["--model.student", tiny.named_model(), "--data.max_length", "16"]
     try:
         main(["plan", str(ROOT / "recipes" / f"{recipe}.py"), *words, *student])
-        status = 0
+        status: object = 0
     except SystemExit as end:
         status = end.code
     out, error = capsys.readouterr()

@@ -28,8 +28,9 @@ def test_the_peak_is_in_the_history() -> None:
 
 def test_gradients_and_logits_have_their_own_place() -> None:
     weight = torch.ones(4, 7, requires_grad=True)
+    live = LiveBytes(vocabulary=7)
     weight.register_post_accumulate_grad_hook(lambda p: live.is_gradient(p.grad))
-    with LiveBytes(vocabulary=7) as live:
+    with live:
         live.ignore([weight])
         logits = torch.ones(2, 4) @ weight
         assert live.now == (32, 0, 56)

@@ -38,8 +38,10 @@ def stored(layer) -> tuple[int, int]:
 def test_bytes_are_exactly_those_of_bitsandbytes(shape, double_quant) -> None:
     layer = quantized(shape, double_quant)
     assert nf4_bytes(shape[0] * shape[1], double_quant=double_quant) == stored(layer)
-    planned = PlannedLinear4bit(nn.Linear(*shape, bias=False), double_quant, torch.float32)
-    found = tensor_bytes([planned.weight]), tensor_bytes([planned.scales])
+    planned = PlannedLinear4bit(
+        nn.Linear(shape[0], shape[1], bias=False), double_quant, torch.float32
+    )
+    found = tensor_bytes([planned.weight]), tensor_bytes([planned.get_buffer("scales")])
     assert found == stored(layer)
 
 
