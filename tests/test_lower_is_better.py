@@ -49,9 +49,7 @@ def test_the_checkpoint_of_the_lowest_perplexity_is_kept(tmp_path) -> None:
     assert module.monitor == SCORE
     injected = Injected([9.0, 3.0, 5.0])
     checkpoints = run_checkpoints(tmp_path, module.monitor, 10**9)
-    run = trainer(
-        max_epochs=3, callbacks=[injected, *checkpoints], enable_checkpointing=True
-    )
+    run = trainer(max_epochs=3, callbacks=[injected, *checkpoints], enable_checkpointing=True)
     run.fit(module, datamodule=TinyData(TASK))
     assert checkpoints[0].best_model_score == 3
     assert torch.load(tmp_path / "best.ckpt", weights_only=True)["epoch"] == 1

@@ -193,7 +193,10 @@ def test_the_first_of_each_group_is_kept() -> None:
         ({"max_length": 1}, "max_length must be at least 2, got 1"),
         ({"chat_template": "always"}, "chat_template must be auto or never, got 'always'"),
         ({"generate_examples": -1}, "generate_examples must be at least 0, got -1"),
-        ({"prompt_template": "{input}"}, r"prompt_template has no \{instruction\}.*got '\{input\}'"),
+        (
+            {"prompt_template": "{input}"},
+            r"prompt_template has no \{instruction\}.*got '\{input\}'",
+        ),
     ],
 )
 def test_settings_that_make_no_sense(make, options, message) -> None:

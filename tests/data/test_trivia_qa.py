@@ -106,7 +106,9 @@ def test_scores_of_written_names(trivia, tmp_path) -> None:
         written[(batch["idx"] == k).nonzero()[0, 0], : len(tokens)] = torch.tensor(tokens)
     logits = torch.zeros(3, 7, tiny_texts.BYTES)  # "_Brunei" and the end are 8 targets
     key = data.answer_key("validate", 0)
-    records = key.record(Prediction(torch.cat([logits, logits[:, :1]], 1), generated=written), batch)
+    records = key.record(
+        Prediction(torch.cat([logits, logits[:, :1]], 1), generated=written), batch
+    )
     scores = key.score(batch["idx"], records)
     assert scores["case_sensitive_match"].tolist() == [0, 0, 1]
     assert scores["exact_match"].tolist() == [1, 0, 1]

@@ -85,7 +85,9 @@ def test_nist_by_hand_with_two_references() -> None:
 
 
 def test_nist_ignores_case_and_parts_punctuation() -> None:
-    assert nist(["A dog, runs."], [["a dog , runs ."]]) == nist(["a dog , runs ."], [["a dog, runs."]])
+    assert nist(["A dog, runs."], [["a dog , runs ."]]) == nist(
+        ["a dog , runs ."], [["a dog, runs."]]
+    )
 
 
 def test_cider_by_hand() -> None:
