@@ -156,7 +156,7 @@ class GenerationDataModule(TextDataModule, ABC):
 
     @property
     def _tokenizing(self) -> list[Any]:
-        return ["texts", self.max_length, self.chat]
+        return ["prompts and texts", self.max_length, self.chat]
 
     def _tokenize(self, examples: "Dataset") -> Any:
         return tokenize_texts(examples, self.tokenizer, self.max_length, chat=self.chat)

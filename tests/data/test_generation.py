@@ -205,7 +205,7 @@ def test_settings_that_make_no_sense(make, options, message) -> None:
 
 
 def test_missing_packages_are_told_before_training(make, monkeypatch) -> None:
-    monkeypatch.setattr("lightning_kd.metrics.find_spec", lambda name: None)
+    monkeypatch.setattr("lightning_kd.metrics.find_spec", lambda _: None)
     with pytest.raises(ImportError, match="rouge-score"):
         make()
     make(generate_examples=0)

@@ -138,6 +138,6 @@ def test_other_people_s_batches_make_whole_steps_only() -> None:
             continue
         with pytest.raises(ValueError, match=r"2 micro-batches.*or put num_targets"):
             check_whole_step(trainer)
+        module, data = FineTuning(tiny.model("llama", TASK), TASK), tiny.loader(8, task=TASK)
         with pytest.raises(ValueError, match="2 micro-batches"):
-            module, data = FineTuning(tiny.model("llama", TASK), TASK), tiny.loader(8, task=TASK)
             trainer.fit(module, data, data)

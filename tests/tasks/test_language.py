@@ -217,7 +217,7 @@ def test_a_prompt_as_long_as_the_model_s_context_loses_its_beginning(kind) -> No
     short["prompt_lengths"] = torch.tensor([20])
     written = TASK.generate(model, batch)
     assert torch.equal(written, TASK.generate(model, short))
-    with pytest.raises(ValueError, match="max_new_tokens=24 of x leave no place .* the 24"):
+    with pytest.raises(ValueError, match=r"max_new_tokens=24 of x leave no place .* the 24"):
         CausalLM("x", max_new_tokens=24).generate(model, batch)
 
 
