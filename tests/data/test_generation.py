@@ -29,8 +29,9 @@ def folders(tmp_path_factory):
 def make(folders, tmp_path):
     def build(task="reviews", tokenizer="bytes", **options) -> Instructions:
         given = {"data_dir": str(folders / task), "cache_dir": str(tmp_path / "cache")}
-        given |= {"max_length": 128, "prompt_template": "{instruction}{input}\n"}
-        return Instructions(task, str(folders / tokenizer), **{**given, **options})
+        given |= {"prompt_template": "{instruction}{input}\n"}
+        more = {"max_length": 128, **given, **options}
+        return Instructions(task, str(folders / tokenizer), **more)
 
     return build
 

@@ -9,6 +9,7 @@ import torch
 from lightning_kd.data import Instructions
 from lightning_kd.data.batches import ResumableLoader, ShardedBatches
 from lightning_kd.methods import FineTuning
+from lightning_kd.models import load_model
 from lightning_kd.progress import check_whole_step
 from lightning_kd.tasks import CausalLM
 from tests import tiny, tiny_texts
@@ -89,7 +90,7 @@ def train(folder, data_options, **options):
         prompt_template="{instruction}", cache_dir=str(folder / "cache"), **data_options,
     )  # fmt: skip
     torch.manual_seed(0)
-    model = tiny.load_model(
+    model = load_model(
         tiny.config("llama", vocab_size=tiny_texts.BYTES, max_position_embeddings=96), TASK
     ).double()
     module = FineTuning(model, TASK, learning_rate=0.01, lr_schedule="constant")
