@@ -83,7 +83,7 @@ def save_gguf(folder: Path, name: str) -> None:
         ImportError: The reader is not installed.
     """
     try:
-        import gguf  # type: ignore[import-untyped]  # noqa: F401
+        import gguf  # noqa: F401
     except ImportError as error:
         raise ImportError(
             f"{name} needs the package gguf to be read; pip install -e .[llm]"

@@ -109,6 +109,35 @@ def tokenizer_folder(folder: Path) -> Path:
     return folder
 
 
+def writer_tokenizer(folder: Path) -> Path:
+    """A tokenizer of whole words for language models: ``w0``..., lines, padding and an end."""
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    special = ["<pad>", "<unk>", "<end>"]
+    vocabulary = {word: i for i, word in enumerate([*special, ":", "###", *WORDS])}
+    words = Tokenizer(models.WordLevel(vocabulary, unk_token=special[1]))
+    words.pre_tokenizer = pre_tokenizers.Whitespace()
+    names = {"pad_token": "<pad>", "unk_token": "<unk>", "eos_token": "<end>"}
+    PreTrainedTokenizerFast(tokenizer_object=words, **names).save_pretrained(folder)
+    return folder
+
+
+def films_folder(folder: Path, train: int = 32, dev: int = 12, test: int = 8) -> Path:
+    """The task ``reviews`` of instructions: to be answered by two words of the instruction."""
+    folder.mkdir(parents=True, exist_ok=True)
+    generator = torch.Generator().manual_seed(0)
+    for split, count in (("train", train), ("dev", dev), ("test", test)):
+        rows = []
+        for number in range(count):
+            picks = torch.randint(len(WORDS), (4,), generator=generator)
+            words = [WORDS[pick] for pick in picks]
+            row = {"instruction": " ".join(words), "input": "", "output": " ".join(words[:2])}
+            rows.append(row | {"film": f"{split}_{number // 2}"})
+        (folder / f"{split}.json").write_text(json.dumps(rows))
+    return folder
+
+
 def sst2_folder(folder: Path, train: int = 32, dev: int = 12, test: int = 8) -> Path:
     """SST-2 as published (with labels in test.tsv): the first word decides the label."""
     generator = torch.Generator().manual_seed(0)

@@ -199,7 +199,7 @@ class GenerationDataModule(TextDataModule, ABC):
         if role != "train":
             spec = self.spec
             assert isinstance(spec, CausalLM)  # noqa: S101 (all of `tasks` are)
-            self._keys[encoded] = TextKey(spec, self._limited(split), self.tokenizer)
+            self._keys[encoded] = TextKey(spec, self._limited(split, role), self.tokenizer)
             count = len(encoded) if role == "predict" else self.generate_examples
             size = self.eval_batch_size
             encoded.add_column("generate", _whole_batches(encoded.lengths, size, count))

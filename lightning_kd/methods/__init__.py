@@ -11,6 +11,8 @@ from lightning_kd.methods.label_regularization import LabelRegularization
 from lightning_kd.methods.lora import LoRA
 from lightning_kd.methods.noisy_label_kd import NoisyLabelKD
 from lightning_kd.methods.pro_kd import ProKD
+from lightning_kd.methods.qdylora import QDyLoRA
+from lightning_kd.methods.soft import SoFT
 from lightning_kd.methods.vanilla_kd import VanillaKD
 
 METHODS = (
@@ -22,6 +24,8 @@ METHODS = (
     "LoRA",
     "NoisyLabelKD",
     "ProKD",
+    "QDyLoRA",
+    "SoFT",
     "VanillaKD",
 )
 """Names of the classes that implement a method, as the README lists them."""
@@ -38,6 +42,8 @@ __all__ = [
     "LoRA",
     "NoisyLabelKD",
     "ProKD",
+    "QDyLoRA",
+    "SoFT",
     "TaskModule",
     "VanillaKD",
 ]

@@ -50,4 +50,4 @@ class FineTuning(TaskModule):
 
     @override
     def objective(self, batch: Batch) -> dict[str, Tensor]:
-        return {"hard": self.hard_loss(batch)}
+        return {"hard": self.hard_term(batch)}

@@ -82,7 +82,7 @@ class LoRA(AdapterModule):
 
     @override
     def objective(self, batch: Batch) -> dict[str, Tensor]:
-        return {"hard": self.hard_loss(batch)}
+        return {"hard": self.hard_term(batch)}
 
     def export(self, directory: Path, size: int | None = None) -> None:
         """Write the PEFT folder."""

@@ -71,7 +71,7 @@ class CausalLM(Task):
         places, _ = sites(batch["labels"])
         # The model's own head, at all places where any row of the batch has a site: scaled or
         # capped logits stay what they are.
-        kept, where = places.unique(return_inverse=True)  # type: ignore[no-untyped-call]
+        kept, where = torch.unique(places, return_inverse=True)
         output = model(
             **inputs,
             logits_to_keep=kept,

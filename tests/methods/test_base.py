@@ -103,10 +103,20 @@ def test_another_optimizer_decides_rate_and_decay_and_keeps_the_schedule() -> No
     assert optimizer.param_groups[0]["lr"] == pytest.approx(0, abs=1e-9)  # linear, at the end
 
 
-@pytest.mark.parametrize(("precision", "fused"), [("32-true", True), ("16-mixed", False)])
-def test_adamw_is_fused_except_where_gradients_could_not_be_clipped_then(precision, fused) -> None:
+@pytest.mark.parametrize(
+    ("precision", "clip", "fused"),
+    [
+        ("32-true", 1.0, True),
+        ("16-mixed", None, False),
+        ("bf16-mixed", None, True),
+        ("bf16-mixed", 1.0, False),
+    ],
+)
+def test_adamw_is_fused_except_where_gradients_could_not_be_clipped_then(
+    precision, clip, fused
+) -> None:
     module = made()
-    trainer = tiny.trainer(precision="32-true", max_steps=1, limit_val_batches=0)
+    trainer = tiny.trainer(max_steps=1, limit_val_batches=0, gradient_clip_val=clip)
     trainer.strategy.precision_plugin.precision = precision
     module.trainer = trainer
     assert [g["fused"] for g in module.make_optimizer().param_groups] == [fused, fused]

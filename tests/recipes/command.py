@@ -12,7 +12,7 @@ import yaml  # type: ignore[import-untyped]
 
 from lightning_kd import methods
 from lightning_kd.cli import RecipeCLI, run
-from lightning_kd.data import CIFAR, GLUE, BenchmarkDataModule, HellaSwag, SQuAD
+from lightning_kd.data import CIFAR, GLUE, BenchmarkDataModule, HellaSwag, Instructions, SQuAD
 from tests import tiny
 from tests.kill import ROOT
 
@@ -23,14 +23,17 @@ RECIPES = {
     "annealing_kd_squad": "AnnealingKD",
     "continuation_kd_glue": "ContinuationKD",
     "dylora_glue": "DyLoRA",
+    "fine_tuning_alpaca": "FineTuning",
     "fine_tuning_cifar": "FineTuning",
     "fine_tuning_glue": "FineTuning",
     "fine_tuning_hellaswag": "FineTuning",
     "fine_tuning_squad": "FineTuning",
     "label_regularization_glue": "LabelRegularization",
+    "lora_alpaca": "LoRA",
     "lora_glue": "LoRA",
     "noisy_label_kd_glue": "NoisyLabelKD",
     "vanilla_kd_cifar": "VanillaKD",
+    "qdylora_alpaca": "QDyLoRA",
     "swa_glue": "FineTuning",
     "swa_squad": "FineTuning",
     "pro_kd_cifar": "ProKD",
@@ -42,12 +45,15 @@ RECIPES = {
 }
 """The method of each recipe; `tests/meta/test_recipes.py` checks that none is missing."""
 BENCHMARKS: dict[str, type[BenchmarkDataModule]] = {
+    "alpaca": Instructions,
     "cifar": CIFAR,
     "glue": GLUE,
     "hellaswag": HellaSwag,
     "squad": SQuAD,
 }
 """The data of each recipe, by the end of its name."""
+WRITTEN = {"alpaca": ("reviews", tiny.films_folder)}
+"""Where answers are texts: the task of the tiny files, and what makes them."""
 
 every_recipe = pytest.mark.parametrize("stem", RECIPES)
 
@@ -75,6 +81,18 @@ class Site:
                 "data.task": "digits",
                 "data.data_dir": tiny.digits_folder(self.folder / "digits"),
                 "data.holdout_fraction": 0.25,
+            }
+        elif stem.rpartition("_")[2] in WRITTEN:
+            task, files = WRITTEN[stem.rpartition("_")[2]]
+            values = {
+                "model.student": tiny.writer_folder(self.folder / "writer"),
+                "model.learning_rate": 0.02,
+                "data.task": task,
+                "data.data_dir": files(self.folder / task),
+                "data.cache_dir": self.folder / "cache",
+                "data.max_length": 24,
+                "data.holdout_fraction": 0.0,
+                "data.generate_examples": 4,
             }
         else:
             values = {

@@ -1,15 +1,19 @@
 """Every config and overlay parses with every recipe, and settings survive being written."""
 
 import os
+from typing import Any
 
 import pytest
 import yaml  # type: ignore[import-untyped]
 
+from lightning_kd import methods
 from lightning_kd.runs import with_settings
 from tests.kill import ROOT
-from tests.recipes.command import every_recipe, printed_config
+from tests.recipes.command import RECIPES, every_recipe, printed_config
 
 OVERLAYS = sorted((ROOT / "configs" / "overlays").glob("*.yaml"))
+LANGUAGE_ONLY = {"v100_qlora": "qdylora_"}
+"""Overlays that set what only some recipes have, and how the names of these begin."""
 
 
 def flat(settings, prefix="") -> dict[str, object]:
@@ -26,7 +30,10 @@ def flat(settings, prefix="") -> dict[str, object]:
 
 
 def test_overlays_are_found() -> None:
-    assert {"bf16", "ddp_cpu", "ddp_gpu", "debug", "offline"} <= {file.stem for file in OVERLAYS}
+    assert {file.stem for file in OVERLAYS} >= {
+        *("bf16", "ddp_cpu", "ddp_gpu", "debug", "deepspeed_cpu", "deepspeed_zero2"),
+        *("deepspeed_zero3_offload", "fsdp", "offline", "v100_qlora"),
+    }
 
 
 @every_recipe
@@ -36,8 +43,23 @@ def test_the_recipes_own_config_is_its_default(stem, site, capsys) -> None:
     assert {key: printed[key] for key in flat(written)} == flat(written)
 
 
-@every_recipe
-@pytest.mark.parametrize("overlay", OVERLAYS, ids=lambda file: file.stem)
+def pairs() -> list[Any]:
+    """Each overlay with each method's recipe, and those that it has a file of their own for."""
+    own = {getattr(methods, name).paper.recipe for name in methods.METHODS}
+    found = []
+    for overlay in OVERLAYS:
+        only = LANGUAGE_ONLY.get(overlay.stem, "")
+        for stem in RECIPES:
+            version, supplement = (
+                (overlay.with_suffix("") / f"{name}.yaml").is_file()
+                for name in (stem.rpartition("_")[2], stem)
+            )
+            if stem.startswith(only) and (version or supplement or stem in own or only):
+                found.append(pytest.param(stem, overlay, id=f"{stem}-{overlay.stem}"))
+    return found
+
+
+@pytest.mark.parametrize(("stem", "overlay"), pairs())
 def test_overlay_parses_and_wins_over_the_recipes_config(stem, overlay, site, capsys) -> None:
     version = overlay.with_suffix("") / f"{stem.rpartition('_')[2]}.yaml"
     written = flat(yaml.safe_load((version if version.is_file() else overlay).read_text()))
