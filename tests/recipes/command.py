@@ -33,6 +33,7 @@ RECIPES = {
     "lora_glue": "LoRA",
     "noisy_label_kd_glue": "NoisyLabelKD",
     "vanilla_kd_cifar": "VanillaKD",
+    "soft_alpaca": "SoFT",
     "swa_glue": "FineTuning",
     "swa_squad": "FineTuning",
     "pro_kd_cifar": "ProKD",
