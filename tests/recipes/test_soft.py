@@ -10,6 +10,7 @@ from tests.recipes.command import summary
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(240)
 def test_a_run_reports_every_exit_and_any_can_be_exported(site, tmp_path) -> None:
     writer = tiny.writer_folder(site.folder / "deep", num_hidden_layers=3)
     settings = {"model.student": writer, "model.exits": "[1, 2]"}
