@@ -15,6 +15,7 @@ All grids are ours, for a small student and short runs: the paper's could not be
 """
 
 import argparse
+import gc
 import json
 import logging
 import warnings
@@ -196,6 +197,7 @@ class Study:
         with self.output.open("a") as file:
             file.write(json.dumps(record) + "\n")
         self.records.append(record)
+        gc.collect()  # a trainer and its module hold each other: their memory adds up over a study
         print(stage, init, arm, seed, setting, failed or scores, flush=True)
         return record
 

@@ -10,6 +10,7 @@ from typing import Any
 
 from torch import Tensor
 
+from lightning_kd.base_record import BaseRecord, record_of, warn_of_another_base
 from lightning_kd.functional import lora_scale
 from lightning_kd.nn import DynamicLoRALinear
 
@@ -64,6 +65,7 @@ class Adapter:
         rslora: Which of the two.
         factors: ``(lora_A [rank, d], lora_B [m, rank])`` by the name of the layer.
         saved: Whole modules' weights (the task head), by their name in the model.
+        base: What is recorded of a quantized base; None of any other, or where nothing is.
     """
 
     rank: int
@@ -71,6 +73,7 @@ class Adapter:
     rslora: bool
     factors: Mapping[str, tuple[Tensor, Tensor]]
     saved: Mapping[str, Tensor]
+    base: BaseRecord | None = None
 
     @property
     def scale(self) -> float:
@@ -106,13 +109,15 @@ def cut_adapter(
     for name, adapter in layers.items():
         lora_a, lora_b = adapter.components(rank)
         factors[name] = lora_a, lora_b if ratio == 1 else lora_b * ratio
-    return Adapter(rank, lora_alpha, layer.scaling == "alpha/sqrt(b)", factors, saved)
+    rslora = layer.scaling == "alpha/sqrt(b)"
+    return Adapter(rank, lora_alpha, rslora, factors, saved, _base_of(layers))
 
 
 def paste_adapter(layers: Mapping[str, DynamicLoRALinear], adapter: Adapter) -> None:
     """Make an adapter the first components of dynamic ones; at its rank they then agree.
 
-    Components beyond its rank start again: A random, B zero.
+    Components beyond its rank start again: A random, B zero. A base that is quantized otherwise
+    than the one it was trained on is warned of.
 
     Raises:
         ValueError: It adapts other layers, or has more components than there is room for; nothing
@@ -138,6 +143,11 @@ def paste_adapter(layers: Mapping[str, DynamicLoRALinear], adapter: Adapter) -> 
         layer.reset_parameters(rank)
         layer.lora_A.data[:rank] = lora_a
         layer.lora_B.data[:, :rank] = lora_b if ratio == 1 else lora_b * ratio
+    warn_of_another_base(adapter.base, _base_of(layers))
+
+
+def _base_of(layers: Mapping[str, DynamicLoRALinear]) -> BaseRecord | None:
+    return record_of((name, layer.base_layer) for name, layer in layers.items())
 
 
 def write_peft(
@@ -172,6 +182,8 @@ def write_peft(
     )
     with atomic_directory(directory) as folder:
         config.save_pretrained(str(folder))
+        if adapter.base is not None:
+            adapter.base.write(folder)
         save_file(
             {name: value.detach().cpu().contiguous() for name, value in tensors.items()},
             folder / "adapter_model.safetensors",
@@ -214,7 +226,12 @@ def read_peft(directory: str | Path) -> Adapter:
                 f"{layer} has only one of lora_A and lora_B in {weights}; give a complete adapter"
             )
     pairs = {layer: (pair["lora_A"], pair["lora_B"]) for layer, pair in factors.items()}
-    return Adapter(config.r, float(config.lora_alpha), bool(config.use_rslora), pairs, saved)
+    alpha, rslora, base = (
+        float(config.lora_alpha),
+        bool(config.use_rslora),
+        BaseRecord.read(directory),
+    )
+    return Adapter(config.r, alpha, rslora, pairs, saved, base)
 
 
 def _is_plain(config: Any) -> bool:

@@ -26,6 +26,7 @@ from lightning_kd.methods import (
     LoRA,
     NoisyLabelKD,
     ProKD,
+    QDyLoRA,
     SoFT,
     TaskModule,
     VanillaKD,
@@ -58,8 +59,8 @@ __all__ = [  # of tests/tiny_data.py, where a test may as well find them here
 
 Made = TypeVar("Made", bound=nn.Module)
 ONLY_WRITE = ("SoFT",)
-WRITE = ("DyLoRA", "FineTuning", "LoRA", "VanillaKD", *ONLY_WRITE)
-NOT_CLAIMED = {"DyLoRA": ("images",), "LoRA": ("images",)}
+WRITE = ("DyLoRA", "FineTuning", "LoRA", "QDyLoRA", "VanillaKD", *ONLY_WRITE)
+NOT_CLAIMED = dict.fromkeys(("DyLoRA", "LoRA", "QDyLoRA"), ("images",))
 """Kinds of tasks that a method is not for, by its name: a ResNet has no layers to adapt.
 
 Of texts it is the methods that are for them which are named, in `WRITE`, and those that are for
@@ -137,11 +138,11 @@ def writer_folder(folder: Path, kind: str = "llama", seed: int = 0, **changes: A
 
 
 @cache
-def named_model(kind: str = "bert", layers: int = 2) -> str:
+def named_model(kind: str = "bert", layers: int = 2, **changes: Any) -> str:
     """A folder of `model_folder`, the same for the whole session; ``llama`` writes texts."""
     folder = Path(tempfile.mkdtemp(prefix="lightning-kd-tiny-"))
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
-    return str(model_folder(folder, kind, seed=5, num_hidden_layers=layers))
+    return str(model_folder(folder, kind, seed=5, num_hidden_layers=layers, **changes))
 
 
 def taught(task: str | Task, sure: bool = False) -> dict[str, Any]:
@@ -170,6 +171,11 @@ METHODS: dict[str, Callable[..., TaskModule]] = {
         student, task, **followed({**taught(task), **SHORT_STAGES, "teacher_epochs": 2, **k}, task)
     ),
     "SoFT": lambda student, task, **k: SoFT(student, task, **{"exits": [1, 2], **k}),
+    "QDyLoRA": lambda student, task, **k: QDyLoRA(
+        student,
+        task,
+        **{"max_rank": 4, "alpha": 1.0, "dropout": 0.0, "backend": "reference", **k},
+    ),
     "VanillaKD": lambda student, task, **k: VanillaKD(student, task, **{**taught(task), **k}),
 }
 
@@ -225,6 +231,15 @@ ARGUMENTS: dict[str, dict[str, Any]] = {
         "loss": "random",
         "head": "per_exit",
         "train": "heads",
+    },
+    "QDyLoRA": {
+        "alpha": 16.0,
+        "update": "frozen",
+        "optimizer_semantics": "strict",
+        "lr_schedule": "linear",
+        "quantization": "fp4",
+        "double_quant": False,
+        "compute_dtype": "bfloat16",
     },
     "VanillaKD": {"alpha": 0.1, "temperature": 9.0, "loss": "mse"},
 }

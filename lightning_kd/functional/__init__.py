@@ -21,6 +21,17 @@ from lightning_kd.functional.dynamic_lora import (
     lora_scale,
     truncate_svd,
 )
+from lightning_kd.functional.early_exit import (
+    CONFIDENCES,
+    agreement_threshold,
+    exit_confidence,
+)
+from lightning_kd.functional.four_bit import (
+    dequantize_four_bit,
+    four_bit_bytes,
+    four_bit_levels,
+    quantize_four_bit,
+)
 from lightning_kd.functional.kd import kd_loss, logit_mse
 from lightning_kd.functional.label_regularization import (
     confidence,
@@ -53,6 +64,12 @@ from lightning_kd.functional.noise import (
     small_loss,
 )
 from lightning_kd.functional.spans import best_spans, best_threshold
+from lightning_kd.functional.speculation import (
+    best_window,
+    replayed_rounds,
+    speculative_speedup,
+    tokens_per_round,
+)
 from lightning_kd.functional.token_kd import linear_kd_loss, token_kd_loss
 from lightning_kd.functional.trajectory import (
     checkpoint_of_epoch,
@@ -63,23 +80,30 @@ from lightning_kd.functional.trajectory import (
 )
 
 __all__ = [
+    "CONFIDENCES",
     "LORA_SCALINGS",
+    "agreement_threshold",
     "annealed_logit_mse",
     "averaging_start",
     "best_spans",
     "best_threshold",
+    "best_window",
     "blended_loss",
     "centered",
     "checkpoint_of_epoch",
     "checkpoint_temperature",
     "confidence",
     "cyclic_rate",
+    "dequantize_four_bit",
     "draw_noisy_labels",
     "dynamic_lora",
     "dynamic_lora_sweep",
     "epoch_temperature",
     "evenly_kept",
+    "exit_confidence",
     "forward_loss",
+    "four_bit_bytes",
+    "four_bit_levels",
     "gce_loss",
     "gold_entropy",
     "gold_target",
@@ -100,17 +124,21 @@ __all__ = [
     "mixed_target",
     "noise_matrix",
     "quantile_margin",
+    "quantize_four_bit",
     "relabel",
+    "replayed_rounds",
     "robust_loss",
     "running_mean_",
     "sce_loss",
     "small_loss",
     "smoothing_factor",
     "softened_gold",
+    "speculative_speedup",
     "taught_loss",
     "teacher_free_code_loss",
     "tf_reg_loss",
     "token_kd_loss",
+    "tokens_per_round",
     "truncate_svd",
     "visiting_order",
 ]

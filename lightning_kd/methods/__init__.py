@@ -11,6 +11,7 @@ from lightning_kd.methods.label_regularization import LabelRegularization
 from lightning_kd.methods.lora import LoRA
 from lightning_kd.methods.noisy_label_kd import NoisyLabelKD
 from lightning_kd.methods.pro_kd import ProKD
+from lightning_kd.methods.qdylora import QDyLoRA
 from lightning_kd.methods.soft import SoFT
 from lightning_kd.methods.vanilla_kd import VanillaKD
 
@@ -23,6 +24,7 @@ METHODS = (
     "LoRA",
     "NoisyLabelKD",
     "ProKD",
+    "QDyLoRA",
     "SoFT",
     "VanillaKD",
 )
@@ -40,6 +42,7 @@ __all__ = [
     "LoRA",
     "NoisyLabelKD",
     "ProKD",
+    "QDyLoRA",
     "SoFT",
     "TaskModule",
     "VanillaKD",

@@ -8,7 +8,9 @@ import torch
 from torch import nn
 from typing_extensions import override
 
+from lightning_kd.base_record import record_of
 from lightning_kd.methods.base import TaskModule
+from lightning_kd.models import head_modules
 
 
 class AdapterModule(TaskModule):
@@ -17,6 +19,8 @@ class AdapterModule(TaskModule):
     A checkpoint holds the trainable weights and a fingerprint of the frozen ones; loading it onto
     another base is an error.
     """
+
+    _fingerprint_at_start: str | None = None
 
     def freeze_base(self, trainable: Sequence[str]) -> None:
         """Train nothing of the student but the sub-modules named in ``trainable``.
@@ -35,6 +39,17 @@ class AdapterModule(TaskModule):
                 )
             for module in found:
                 module.requires_grad_(requires_grad=True)
+
+    def prepare_base(self, heads: Sequence[str]) -> Sequence[str]:
+        """What happens to the student before adapters are put in; nothing here.
+
+        Args:
+            heads: Names of the sub-modules that train whole.
+
+        Returns:
+            Names of the sub-modules that get no adapters: those, and a head that never trains.
+        """
+        return [*heads, *([] if self.task.trains_head else head_modules(self.student))]
 
     def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:  # type: ignore[override]
         """Trainable weights and buffers."""
@@ -59,9 +74,21 @@ class AdapterModule(TaskModule):
         return super().load_state_dict(state_dict, strict=False, assign=assign)
 
     @override
+    def setup(self, stage: str) -> None:
+        super().setup(stage)
+        # While a training may have cut the frozen weights into pieces, or rounded them.
+        self._fingerprint_at_start = self._frozen_fingerprint() if stage == "fit" else None
+
+    @override
+    def teardown(self, stage: str) -> None:
+        super().teardown(stage)
+        self._fingerprint_at_start = None
+
+    @override
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         super().on_save_checkpoint(checkpoint)
-        checkpoint["frozen_fingerprint"] = self._frozen_fingerprint()
+        known = self._fingerprint_at_start
+        checkpoint["frozen_fingerprint"] = known or self._frozen_fingerprint()
 
     @override
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -83,6 +110,8 @@ class AdapterModule(TaskModule):
                 flat = parameter.detach().reshape(-1)
                 picked = flat[:: max(1, flat.numel() // 16)].to("cpu", torch.bfloat16)
                 digest.update(f"{name} {tuple(parameter.shape)} {picked.tolist()}".encode())
+        base = record_of(self.student.named_modules())  # codes are no floating-point numbers
+        digest.update(base.identity.encode() if base is not None else b"")
         return digest.hexdigest()
 
 

@@ -36,7 +36,7 @@ from lightning_kd.export import (
 from lightning_kd.functional.dynamic_lora import LoRAScaling
 from lightning_kd.methods.adapter import AdapterModule
 from lightning_kd.methods.base import Batch
-from lightning_kd.models import head_modules, task_heads
+from lightning_kd.models import task_heads
 from lightning_kd.nested import Nested
 from lightning_kd.nn import (
     DynamicLoRALinear,
@@ -131,10 +131,10 @@ class DyLoRA(AdapterModule, Nested):
         self.update, self.evaluation, self.semantics = update, evaluation, optimizer_semantics
         heads = task_heads(self.student, self.task) if modules_to_save is None else modules_to_save
         self.modules_to_save = list(heads)
+        bare = self.prepare_base(heads)
         # The head is no target, and neither is the pooler when it trains whole.
-        others = [*heads, *([] if self.task.trains_head else head_modules(self.student))]
-        self.linear_names = match_linear_layers(self.student, "all-linear", exclude=others)
-        matched = match_linear_layers(self.student, target_modules, exclude=others)
+        self.linear_names = match_linear_layers(self.student, "all-linear", exclude=bare)
+        matched = match_linear_layers(self.student, target_modules, exclude=bare)
         replace_modules(
             self.student,
             matched,

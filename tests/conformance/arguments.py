@@ -11,6 +11,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+import pytest
 import torch
 from torch.optim import SGD
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -94,6 +95,31 @@ def products(module: TaskModule) -> Any:
     return counted.count
 
 
+def kinds_of_layers(module: TaskModule) -> Any:
+    """The classes of the student's layers."""
+    return sorted({type(inner).__name__ for inner in module.student.modules()})
+
+
+def forward_passes_of_a_layer(module: TaskModule) -> Any:
+    """How often a training step asks a linear layer about one batch."""
+    assert isinstance(module, DyLoRA)
+    calls: list[int] = []
+    layer = next(iter(module.adapters.values()))
+    hook = layer.register_forward_pre_hook(lambda *_: calls.append(1))
+    torch.autograd.backward(list(module.objective(tiny.batch(4, module.task)).values()))
+    hook.remove()
+    return len(calls)
+
+
+def refusal(module: TaskModule) -> Any:
+    """Why a training does not begin; None where it does."""
+    try:
+        fit(module, max_steps=1)
+    except ValueError as error:
+        return str(error)
+    return None
+
+
 def draws_of_two_processes(module: TaskModule) -> Any:
     """The first sizes drawn by processes 0 and 1."""
     assert isinstance(module, DyLoRA)
@@ -174,9 +200,18 @@ class Made:
     make: Callable[[str, Path], Any]
 
 
+def _bitsandbytes(*_: Any) -> str:
+    pytest.importorskip("bitsandbytes")
+    return "bitsandbytes"
+
+
+def _wide() -> str:
+    return tiny.named_model(hidden_size=64, intermediate_size=64)
+
+
 def _exported(name: str, folder: Path) -> str:
     """The folder of an adapter of rank 2 that the method itself trained and exported."""
-    tiny.method(name, seed=5, max_rank=2).export(folder / "adapter", 2)
+    tiny.filled(tiny.method(name, max_rank=2)).export(folder / "adapter", 2)
     return str(folder / "adapter")
 
 
@@ -269,6 +304,11 @@ ARGUMENTS: dict[str, dict[str, Change]] = {
         "evaluation_ranks": Change([1, 4], reported_sizes),
         "predict_rank": Change(1, predicted_at),
         "adapter": Change(Made(_exported), at_start),
+    },
+    "QDyLoRA": {
+        "backend": Change(Made(_bitsandbytes), kinds_of_layers, given={"student": _wide()}),
+        "gradient_checkpointing": Change(False, forward_passes_of_a_layer),
+        "paged_optimizer": Change(True, refusal),
     },
 }
 """Those whose effect is not simply other weights after training; all others: `tiny.ARGUMENTS`."""

@@ -34,6 +34,7 @@ RECIPES = {
     "noisy_label_kd_glue": "NoisyLabelKD",
     "vanilla_kd_cifar": "VanillaKD",
     "soft_alpaca": "SoFT",
+    "qdylora_alpaca": "QDyLoRA",
     "swa_glue": "FineTuning",
     "swa_squad": "FineTuning",
     "pro_kd_cifar": "ProKD",
