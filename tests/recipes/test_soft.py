@@ -37,3 +37,12 @@ def test_a_run_reports_every_exit_and_any_can_be_exported(site, tmp_path) -> Non
     assert {folder.name for folder in written} <= {"layer_1", "layer_2", "layer_3"}
     for folder in written:
         assert AutoTokenizer.from_pretrained(folder)("w1")["input_ids"]
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(240)
+def test_triviaqa_reports_the_matches_of_every_exit(site) -> None:
+    run_dir = site.fit("soft_triviaqa", **{"model.exits": "[1]", "model.loss": "weighted"})
+    rows = summary(run_dir)["results"]
+    found = {row["size"] for row in rows if row["metric"] == "case_sensitive_match"}
+    assert found == {1, 2}
