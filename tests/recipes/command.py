@@ -12,7 +12,15 @@ import yaml  # type: ignore[import-untyped]
 
 from lightning_kd import methods
 from lightning_kd.cli import RecipeCLI, run
-from lightning_kd.data import CIFAR, GLUE, BenchmarkDataModule, HellaSwag, Instructions, SQuAD
+from lightning_kd.data import (
+    CIFAR,
+    GLUE,
+    BenchmarkDataModule,
+    HellaSwag,
+    Instructions,
+    SQuAD,
+    TriviaQA,
+)
 from tests import tiny
 from tests.kill import ROOT
 
@@ -33,6 +41,8 @@ RECIPES = {
     "lora_glue": "LoRA",
     "noisy_label_kd_glue": "NoisyLabelKD",
     "vanilla_kd_cifar": "VanillaKD",
+    "soft_alpaca": "SoFT",
+    "soft_triviaqa": "SoFT",
     "qdylora_alpaca": "QDyLoRA",
     "swa_glue": "FineTuning",
     "swa_squad": "FineTuning",
@@ -50,9 +60,13 @@ BENCHMARKS: dict[str, type[BenchmarkDataModule]] = {
     "glue": GLUE,
     "hellaswag": HellaSwag,
     "squad": SQuAD,
+    "triviaqa": TriviaQA,
 }
 """The data of each recipe, by the end of its name."""
-WRITTEN = {"alpaca": ("reviews", tiny.films_folder)}
+WRITTEN = {
+    "alpaca": ("reviews", tiny.films_folder),
+    "triviaqa": ("triviaqa", tiny.trivia_folder),
+}
 """Where answers are texts: the task of the tiny files, and what makes them."""
 
 every_recipe = pytest.mark.parametrize("stem", RECIPES)
