@@ -67,7 +67,8 @@ def decoder(hidden: int, vocabulary: int, scale: float, seed: int) -> Any:
         eos_token_id=None,
         pad_token_id=0,
     )
-    model: Any = LlamaForCausalLM(config).eval().requires_grad_(requires_grad=False)
+    model: Any = LlamaForCausalLM(config)
+    model.eval().requires_grad_(requires_grad=False)
     for block in model.model.layers[EXIT:]:
         block.self_attn.o_proj.weight *= scale
         block.mlp.down_proj.weight *= scale
@@ -118,7 +119,7 @@ def identical(given: argparse.Namespace) -> dict[str, Any]:
     model, vocabulary = decoder(NARROW, 512, given.scale, given.seed + 1), 512
     tokens = given.tokens // 2
     equal, close, accepted, drafted, done = 0, 0, 0, 0, 0
-    for part in prompts(given.prompts, vocabulary, given.seed).split(50):
+    for part in torch.split(prompts(given.prompts, vocabulary, given.seed), 50):
         for row, text in zip(part, plain(model, part, tokens), strict=True):
             made = drafts(model, row, tokens)
             accepted, drafted = accepted + made.accepted, drafted + made.drafted

@@ -121,7 +121,7 @@ class Session:
                 "shorter prompt or fewer max_new_tokens"
             )
         rope: dict[str, Any] = getattr(self._config, "rope_parameters", None) or {}
-        original = rope.get("original_max_position_embeddings", context)
+        original = rope.get("original_max_position_embeddings", context) or capacity
         if rope.get("rope_type") in _CHANGING_ROPE and capacity > original:
             raise ValueError(
                 f"{rope['rope_type']} rotations change beyond {original} positions, got "

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from statistics import median
 from time import perf_counter
 
@@ -12,6 +13,7 @@ from lightning_kd.decoding.generation import EndOfText, Prompt, check_exits, rea
 from lightning_kd.decoding.probe import Probe, probe_exits
 from lightning_kd.decoding.session import Session, inference
 from lightning_kd.functional.speculation import replayed_rounds
+from lightning_kd.nn import DecoderStack
 
 
 @dataclass(frozen=True)
@@ -143,8 +145,8 @@ def measure_costs(model: nn.Module, length: int, max_rows: int, repeats: int = 5
         for turn in range(repeats + 1):
             for rows in range(1, max_rows + 1):
                 hidden = context[:, :1].repeat(1, rows, 1)
-                passed, block = _timed(lambda h=hidden: session.run(h, 0, session.depth))
-                _, head = _timed(lambda h=passed: stack.logits(h).argmax(-1).tolist())
+                passed, block = _timed(partial(session.run, hidden, 0, session.depth))
+                _, head = _timed(partial(_read, stack, passed))
                 session.crop(length)
                 if turn:  # the first warms up
                     blocks[rows - 1].append(block / session.depth)
@@ -152,10 +154,16 @@ def measure_costs(model: nn.Module, length: int, max_rows: int, repeats: int = 5
     return Costs(tuple(map(median, blocks)), tuple(map(median, heads)), session.depth)
 
 
+def _read(stack: DecoderStack, hidden: Tensor) -> Tensor:
+    tokens = stack.logits(hidden).argmax(-1)
+    tokens.tolist()  # waits for a GPU, as decoding does
+    return tokens
+
+
 def _timed(act: Callable[[], Tensor]) -> tuple[Tensor, float]:
     begin = perf_counter()
     result = act()
-    if isinstance(result, Tensor) and result.is_cuda:
+    if result.is_cuda:
         torch.cuda.synchronize(result.device)
     return result, perf_counter() - begin
 

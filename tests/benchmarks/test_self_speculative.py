@@ -1,6 +1,8 @@
 """The benchmark's model, the same terms for both sides, and its count of equal texts."""
 
 from argparse import Namespace
+from functools import partial
+from typing import Any
 
 import torch
 
@@ -17,16 +19,20 @@ from benchmarks.self_speculative import (
 )
 
 
+def _draft_into(theirs, model, row) -> None:
+    theirs.extend(plain(model, row[None], 24, assistant_early_exit=EXIT))
+
+
 def test_transformers_drafts_on_the_same_terms() -> None:
     """The same exit and window: the same number of passes of the last layer, the same text."""
     model = decoder(64, 64, scale=0.1, seed=0)
     set_assistant(model)
     for row in prompts(3, 64, seed=0):
         made = drafts(model, row, 24)
-        theirs = []
+        theirs: list[Any] = []
         passes = full_passes(
             model,
-            lambda r=row, t=theirs: t.extend(plain(model, r[None], 24, assistant_early_exit=EXIT)),
+            partial(_draft_into, theirs, model, row),
         )
         assert theirs[0] == made.tokens
         assert 0 < made.acceptance < 1

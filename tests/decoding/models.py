@@ -2,9 +2,9 @@
 
 import copy
 from functools import cache
+from typing import Any
 
 import torch
-from torch import nn
 
 from lightning_kd.decoding import probe_exits
 from lightning_kd.nn import keep_layers
@@ -32,7 +32,7 @@ GROUPED = {
 HALF = {"use_sliding_window": True, "sliding_window": 7, "max_window_layers": 3}
 
 
-def _made(kind, settings, changes) -> nn.Module:
+def _made(kind, settings, changes) -> Any:
     import transformers
 
     config = getattr(transformers, f"{kind}Config")(**{**settings, **changes})
@@ -52,7 +52,7 @@ _FAMILIES = {
 FAMILIES = tuple(_FAMILIES)
 
 
-def decoder(family="llama", seed=0, **changes) -> nn.Module:
+def decoder(family="llama", seed=0, **changes) -> Any:
     """Random weights of deviation 0.2: greedy text that wanders, logits without near ties."""
     made = _FAMILIES[family](changes)
     generator = torch.Generator().manual_seed(seed)
@@ -75,7 +75,7 @@ def prompt(length=9, seed=0) -> torch.Tensor:
     return torch.randint(VOCABULARY, (1, length), generator=generator)
 
 
-def agreeing(family="llama") -> nn.Module:
+def agreeing(family="llama") -> Any:
     """A decoder whose later blocks change little: drafts are right often, but not always."""
     model = decoder(family)
     with torch.no_grad():
@@ -107,7 +107,7 @@ def generated(model, ids, count=60, **options) -> list[int]:
     return made[0, ids.shape[1] :].tolist()
 
 
-def cut(model, depth) -> nn.Module:
+def cut(model, depth) -> Any:
     """A copy of the first blocks with the same norm and head."""
     short = copy.deepcopy(model)
     keep_layers(short, depth)

@@ -1,6 +1,7 @@
 """Dynamic exit: extreme thresholds are known models, and the cache is a full pass's."""
 
 import copy
+from typing import Any
 
 import pytest
 import torch
@@ -69,7 +70,8 @@ def test_the_cache_of_a_full_pass_is_transformers_own() -> None:
 
     model, ids = decoder(), prompt(20)
     with inference(model):
-        session, theirs = Session(model, 20), DynamicCache(config=model.config)
+        session = Session(model, 20)
+        theirs: Any = DynamicCache(config=model.config)
         session.run(session.embed(ids[0], 0), 0, 6)
         model(ids, past_key_values=theirs)
     for cache, layer in zip(session.cache, theirs.layers, strict=True):
@@ -102,7 +104,7 @@ def test_every_token_comes_from_the_first_exit_that_is_sure(confidence) -> None:
 
 
 def test_stops_after_the_end_of_text() -> None:
-    options = {"exits": [2, 4], "thresholds": middling(decoder(), [2, 4])}
+    options: dict[str, Any] = {"exits": [2, 4], "thresholds": middling(decoder(), [2, 4])}
     tokens = dynamic_exit(decoder(), prompt(), 20, **options, eos=()).tokens
     end = tokens[9]
     made = dynamic_exit(decoder(), prompt(), 20, **options, eos=end)
@@ -143,4 +145,11 @@ def test_exits_and_thresholds_that_do_not_fit_are_refused(exits, thresholds, wor
 
 def test_an_unknown_confidence_is_refused() -> None:
     with pytest.raises(ValueError, match="max_prob, margin, entropy, got 'certainty'"):
-        dynamic_exit(decoder(), prompt(), 5, exits=[2], thresholds=0.5, confidence="certainty")
+        dynamic_exit(
+            decoder(),
+            prompt(),
+            5,
+            exits=[2],
+            thresholds=0.5,
+            confidence="certainty",  # type: ignore[arg-type]
+        )

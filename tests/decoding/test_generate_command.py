@@ -23,7 +23,7 @@ def folder(tmp_path_factory) -> Path:
     """A Llama of three blocks and a tokenizer without padding and without chat template."""
     made = tmp_path_factory.mktemp("decoder")
     model = tiny.config("llama", num_hidden_layers=3, initializer_range=0.3)
-    load_model(model, tiny.TASKS["text"]).save_pretrained(made)
+    load_model(model, tiny.TASKS["text"]).save_pretrained(made)  # type: ignore[operator]
     tiny.tokenizer_folder(made)
     settings = json.loads((made / "tokenizer_config.json").read_text())
     settings = {name: value for name, value in settings.items() if name != "pad_token"}
@@ -149,7 +149,7 @@ def test_a_classifiers_checkpoint_has_no_layers_to_decode_with(tmp_path, capsys)
 
 def test_a_folder_without_tokenizer_asks_for_one(folder, tmp_path, capsys) -> None:
     bare = tmp_path / "bare"
-    load_decoder(str(folder))[0].save_pretrained(bare)
+    load_decoder(str(folder))[0].save_pretrained(bare)  # type: ignore[operator]
     assert "--tokenizer" in failing(capsys, bare, "--prompt", PROMPT)
     options = ["--prompt", PROMPT, "--max_new_tokens", 8, "--tokenizer", folder]
     assert lines(capsys, bare, *options)[0] == text_of(folder)

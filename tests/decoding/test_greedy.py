@@ -1,5 +1,7 @@
 """Greedy decoding at any depth is transformers', from another loop."""
 
+from typing import Any
+
 import pytest
 import torch
 
@@ -86,7 +88,12 @@ def test_text_beyond_the_context_is_refused_with_both_lengths() -> None:
 def test_a_model_without_a_known_stack_is_named() -> None:
     from transformers import BertConfig, BertForMaskedLM, GemmaConfig, GemmaForCausalLM
 
-    small = {"vocab_size": 9, "hidden_size": 4, "num_hidden_layers": 1, "num_attention_heads": 1}
+    small: dict[str, Any] = {
+        "vocab_size": 9,
+        "hidden_size": 4,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 1,
+    }
     with pytest.raises(TypeError, match="BertForMaskedLM has no layer stack"):
         greedy(BertForMaskedLM(BertConfig(**small)), [1])
     gemma = GemmaConfig(**small, intermediate_size=4, head_dim=4, num_key_value_heads=1)

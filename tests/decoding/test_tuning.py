@@ -134,7 +134,7 @@ def test_bad_samples_and_settings_are_refused() -> None:
     with pytest.raises(ValueError, match=r"must be in \[0, 1\], got 1.5"):
         calibrate_thresholds(decoder(), PROMPTS, [2], agreement=1.5)
     with pytest.raises(ValueError, match="max_prob, margin, entropy, got 'sure'"):
-        probe_exits(decoder(), PROMPTS, [2], confidence="sure")
+        probe_exits(decoder(), PROMPTS, [2], confidence="sure")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="max_window must be at least 1, got 0"):
         tune_speculation(decoder(), PROMPTS, max_window=0)
     with pytest.raises(ValueError, match="exits 1 to 6, got 9"):

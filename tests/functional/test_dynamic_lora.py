@@ -217,4 +217,5 @@ def test_the_output_may_be_changed_in_place() -> None:
     output += 1.0
     output.sum().backward()
     assert torch.equal(output, torch.full((1, 2, 3), 9.0))
+    assert base.grad is not None
     assert torch.equal(base.grad, torch.ones(1, 2, 3))
