@@ -190,6 +190,6 @@ def test_a_task_is_found_by_the_name_its_benchmark_gives_it(name) -> None:
 
 def test_an_unknown_task_is_answered_with_all_names() -> None:
     with pytest.raises(
-        ValueError, match=r"no task 'sst-2'; choose from cifar10, .*cola, .*mrpc, .*wnli"
+        ValueError, match=r"no task 'sst-2'; choose from alpaca, .*cola, .*mrpc, .*wnli"
     ):
         task_named("sst-2")

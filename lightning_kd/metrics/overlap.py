@@ -1,7 +1,7 @@
 r"""How much texts have in common with their true ones: BLEU, NIST, TER, ROUGE-L, CIDEr-D.
 
 BLEU and TER are sacrebleu's, ROUGE-L is rouge-score's. The scripts of the E2E, WebNLG and DART
-challenges split words by rules of their own, so that their figures differ in the first decimal.
+challenges split words by rules of their own, so that their figures differ a little.
 METEOR is missing: see `lightning_kd.metrics.check_metric`.
 """
 
