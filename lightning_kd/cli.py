@@ -10,6 +10,7 @@ import sys
 import warnings
 from collections.abc import Sequence
 from copy import deepcopy
+from functools import partial
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -33,6 +34,7 @@ from lightning_kd.phases import FinalSelect, Phase, check_epochs, fit_phases
 from lightning_kd.report import read_references
 from lightning_kd.run_checkpoints import run_checkpoints
 from lightning_kd.runs import STAGES, hold, shared, with_settings
+from lightning_kd.strategies import strategy_for_run
 from lightning_kd.teacher_training import TeacherTraining, train_teacher
 
 
@@ -146,13 +148,13 @@ class RecipeCLI(LightningCLI):
         plugins = list(plugins) if isinstance(plugins, list) else [plugins]
         if not any(isinstance(plugin, CheckpointIO) for plugin in plugins):
             plugins.append(AtomicCheckpointIO())
-        kwargs = {"default_root_dir": str(folder), "callbacks": callbacks, **kwargs}
+        kwargs = {"strategy": strategy_for_run(config.strategy), "callbacks": callbacks, **kwargs}
         if config.enable_model_summary is None:  # one line says it; see before_fit
             kwargs["enable_model_summary"] = False
         if config.logger is None or config.logger is True:
             events = Events(folder / "events" / phase if phase else folder)
             kwargs["logger"] = [MetricsFile(folder, phase), events]
-        return super().instantiate_trainer(plugins=plugins, **kwargs)
+        return super().instantiate_trainer(default_root_dir=str(folder), plugins=plugins, **kwargs)
 
     def before_fit(self) -> None:
         """Refuse what would fail at the end, say what is about to train, and start the clock."""
@@ -199,11 +201,9 @@ class RecipeCLI(LightningCLI):
         settings: TeacherTraining = self._get(self.config_init, "teacher")
         if settings.epochs == 0 or not model.trains_teacher:
             return
-
-        def trainer_for(module: TaskModule) -> L.Trainer:
-            checkpoints = folder / "checkpoints"
-            return self._trainer_in(folder, checkpoints, module, max_epochs=settings.epochs)
-
+        trainer_for = partial(
+            self._trainer_in, folder, folder / "checkpoints", max_epochs=settings.epochs
+        )
         train_teacher(model, data, folder, trainer_for, settings.learning_rate, self._seed)
 
     def _trainer_of(self, phase: Phase, checkpoints: Path) -> L.Trainer:

@@ -1,4 +1,4 @@
-"""The ``lightning-kd`` command: ``export``, ``methods``, ``assets`` and ``report``."""
+"""The ``lightning-kd`` command: export, generate, methods, plan, assets and report."""
 
 from argparse import ArgumentParser
 from collections.abc import Callable, Sequence
@@ -10,25 +10,27 @@ from lightning_kd.errors import USER_ERRORS, explain
 
 def export(checkpoint: Path, rank: int | None = None, output: Path | None = None) -> None:
     """Write a Hugging Face folder from a checkpoint: a PEFT adapter, or a whole model."""
-    from lightning_kd import methods
-    from lightning_kd.checkpoint_io import AtomicCheckpointIO
+    from lightning_kd.methods.loading import load_method
     from lightning_kd.nested import Nested
 
-    if not checkpoint.is_file():
-        raise FileNotFoundError(f"there is no checkpoint {checkpoint}; give the path of a .ckpt")
-    written: dict[str, Any] = AtomicCheckpointIO().load_checkpoint(checkpoint)
-    name = written.get("lightning_kd", {}).get("method")
-    if name not in methods.METHODS:
-        raise ValueError(f"{checkpoint} was not written by a method of lightning-kd")
-    module = getattr(methods, name).load_from_checkpoint(checkpoint, map_location="cpu")
+    module = load_method(checkpoint)
     if isinstance(module, Nested):
         rank = max(module.sizes) if rank is None else rank
     elif rank is not None:
+        name = type(module).__name__
         raise ValueError(f"{checkpoint} is of {name}, which has no ranks to choose; drop --rank")
     part = "model" if rank is None else f"{module.size_name}_{rank}"
     folder = output or checkpoint.parent.parent / "export" / part
     module.export(folder, rank)
     _say(f"written: {folder}")
+
+
+def generate(**options: Any) -> None:
+    """Continue a prompt with a checkpoint at any depth, and say how fast."""
+    from lightning_kd.decoding.console import generate as lines
+
+    for line in lines(**options):
+        _say(line)
 
 
 def methods() -> None:
@@ -48,6 +50,18 @@ def methods() -> None:
             f"{paper.title} ({paper.venue}, arXiv {paper.arxiv})",
         )
     Console().print(table)
+
+
+def plan(
+    recipe: Path, gpu: str = "V100-32GB", memory: str | None = None, overrides: Sequence[str] = ()
+) -> None:
+    """Does a recipe's training fit? Peak memory by part, from the config alone."""
+    from lightning_kd.planning import report
+    from lightning_kd.planning.gpus import GPU, gpu_named, parse_memory
+
+    card = gpu_named(gpu) if memory is None else GPU(memory, parse_memory(memory))
+    if not report.show(recipe, card, overrides):
+        raise SystemExit(1)
 
 
 def assets(directory: Path, names: Sequence[str]) -> None:
@@ -79,8 +93,14 @@ def report(runs: Sequence[Path]) -> None:
 
 def main(args: Sequence[str] | None = None) -> None:
     """Entry point of the command."""
-    words = vars(_parser().parse_args(args))
+    parser = _parser()
+    known, rest = parser.parse_known_args(args)
+    words = vars(known)
     command: Callable[..., None] = words.pop("command")
+    if command is plan:
+        words["overrides"] = rest  # the recipe's own parser reads them
+    elif rest:
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
     try:
         command(**words)
     except USER_ERRORS as error:
@@ -103,7 +123,15 @@ def _parser() -> ArgumentParser:
     exporting.add_argument(
         "--output", type=Path, help="folder to write; default: export/rank_<b> in the run's folder"
     )
+    _generating(add(generate))
     add(methods)
+    planning = add(plan)
+    planning.allow_abbrev = False  # --m is not --memory, but may be the recipe's
+    planning.epilog = "Further options are the recipe's: --config, --model.*, --data.*, --trainer.*"
+    planning.add_argument("recipe", type=Path, help="a recipe's file")
+    where = planning.add_mutually_exclusive_group()
+    where.add_argument("--gpu", default="V100-32GB", help="default: %(default)s")
+    where.add_argument("--memory", help="of a GPU that has no name here: 32GB (10^9), 24GiB (2^30)")
     fetching = add(assets)
     fetching.add_argument("--directory", type=Path, default=Path("assets"), help="where they go")
     fetching.add_argument(
@@ -116,8 +144,31 @@ def _parser() -> ArgumentParser:
     return parser
 
 
+def _generating(parser: ArgumentParser) -> None:
+    parser.add_argument(
+        "checkpoint", help="a Hugging Face folder or name, a .gguf file, or a method's .ckpt"
+    )
+    parser.add_argument("--prompt", required=True, help="in a chat template where there is one")
+    parser.add_argument("--max_new_tokens", type=int, default=64)
+    parser.add_argument("--depth", type=int, help="use the first so many blocks")
+    parser.add_argument(
+        "--exits", type=int, nargs="+", help="stop each token at the first of these that is sure"
+    )
+    parser.add_argument(
+        "--thresholds", type=float, nargs="+", help="of the exits: one each, or one for all"
+    )
+    parser.add_argument(
+        "--confidence", choices=("max_prob", "margin", "entropy"), default="max_prob"
+    )
+    parser.add_argument("--draft", help="draft with so many blocks, or auto: tuned on the prompt")
+    parser.add_argument("--window", help="drafted tokens: a number, auto (default) or heuristic")
+    parser.add_argument("--tokenizer", help="a folder or name, where the model has none")
+    parser.add_argument("--raw", action="store_true", help="without the chat template")
+    parser.add_argument("--compare", action="store_true", help="with plain greedy decoding as well")
+
+
 def _say(line: str) -> None:
     print(line)  # noqa: T201 - the command's answer
 
 
-__all__ = ["assets", "export", "main", "methods", "report"]
+__all__ = ["assets", "export", "generate", "main", "methods", "plan", "report"]

@@ -10,6 +10,8 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 
 LR_SCHEDULES = ("linear", "cosine", "constant", "steps")
+IS_MATRIX = "_is_matrix"
+"""Attribute of a parameter: whether it had rows and columns when the training was set up."""
 
 
 def decay_groups(
@@ -21,12 +23,32 @@ def decay_groups(
     >>> [len(group["params"]) for group in decay_groups(layer.named_parameters(), 0.1)]
     [1, 1]
     """
-    parameters = [p for _, p in named_parameters if p.requires_grad]
-    groups = [
-        {"params": [p for p in parameters if p.dim() > 1], "weight_decay": weight_decay},
-        {"params": [p for p in parameters if p.dim() <= 1], "weight_decay": 0.0},
+    decays: tuple[list[nn.Parameter], list[nn.Parameter]] = [], []
+    for _, parameter in named_parameters:
+        if parameter.requires_grad:
+            decays[getattr(parameter, IS_MATRIX, parameter.dim() > 1)].append(parameter)
+    groups: list[dict[str, Any]] = [
+        {"params": decays[True], "weight_decay": weight_decay},
+        {"params": decays[False], "weight_decay": 0.0},
     ]
     return [group for group in groups if group["params"]]
+
+
+def mark_matrices(module: L.LightningModule) -> None:
+    """Let `decay_groups` know matrices that FSDP has made flat by the time of the optimizer.
+
+    Raises:
+        ValueError: A quantized weight, where the strategy would flatten it.
+    """
+    kinds = {kind.__name__ for kind in type(module.trainer.strategy).__mro__}
+    for name, parameter in module.named_parameters():
+        setattr(parameter, IS_MATRIX, parameter.dim() > 1)
+        if not parameter.is_floating_point() and kinds & {"FSDPStrategy", "ModelParallelStrategy"}:
+            raise ValueError(
+                f"{type(module.trainer.strategy).__name__} cannot distribute {name}, which is "
+                f"quantized ({parameter.dtype}); use the ddp strategy or ZeRO's stage 2, or load "
+                "the model without bits"
+            )
 
 
 def can_fuse(module: L.LightningModule) -> bool:
@@ -223,6 +245,7 @@ __all__ = [
     "check_schedule",
     "decay_groups",
     "lr_scheduler",
+    "mark_matrices",
     "nested_groups",
     "require_whole_parameters",
 ]

@@ -27,6 +27,7 @@ from lightning_kd.methods import (
     NoisyLabelKD,
     ProKD,
     QDyLoRA,
+    SoFT,
     TaskModule,
     VanillaKD,
 )
@@ -57,11 +58,13 @@ __all__ = [  # of tests/tiny_data.py, where a test may as well find them here
 ]  # fmt: skip
 
 Made = TypeVar("Made", bound=nn.Module)
-WRITE = ("DyLoRA", "FineTuning", "LoRA", "QDyLoRA", "VanillaKD")
+ONLY_WRITE = ("SoFT",)
+WRITE = ("DyLoRA", "FineTuning", "LoRA", "QDyLoRA", "VanillaKD", *ONLY_WRITE)
 NOT_CLAIMED = dict.fromkeys(("DyLoRA", "LoRA", "QDyLoRA"), ("images",))
 """Kinds of tasks that a method is not for, by its name: a ResNet has no layers to adapt.
 
-Of texts it is the methods that are for them which are named, in `WRITE`.
+Of texts it is the methods that are for them which are named, in `WRITE`, and those that are for
+nothing else, in `ONLY_WRITE`.
 """
 
 
@@ -118,7 +121,8 @@ def model_folder(folder: Path, kind: str = "bert", seed: int = 0, **changes: Any
     """A Hugging Face folder with weights and tokenizer, for what takes names."""
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        made = load_model(config(kind, **changes), TASKS["classification"])
+        task = TASKS["text" if kind == "llama" else "classification"]
+        made = load_model(config(kind, **changes), task)
     made.save_pretrained(folder)  # type: ignore[operator]
     return tokenizer_folder(folder)
 
@@ -134,11 +138,11 @@ def writer_folder(folder: Path, kind: str = "llama", seed: int = 0, **changes: A
 
 
 @cache
-def named_model(**changes: Any) -> str:
-    """A folder of `model_folder`, the same for the whole session."""
+def named_model(kind: str = "bert", layers: int = 2, **changes: Any) -> str:
+    """A folder of `model_folder`, the same for the whole session; ``llama`` writes texts."""
     folder = Path(tempfile.mkdtemp(prefix="lightning-kd-tiny-"))
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
-    return str(model_folder(folder, seed=5, **changes))
+    return str(model_folder(folder, kind, seed=5, num_hidden_layers=layers, **changes))
 
 
 def taught(task: str | Task, sure: bool = False) -> dict[str, Any]:
@@ -166,6 +170,7 @@ METHODS: dict[str, Callable[..., TaskModule]] = {
     "ProKD": lambda student, task, **k: ProKD(
         student, task, **followed({**taught(task), **SHORT_STAGES, "teacher_epochs": 2, **k}, task)
     ),
+    "SoFT": lambda student, task, **k: SoFT(student, task, **{"exits": [1, 2], **k}),
     "QDyLoRA": lambda student, task, **k: QDyLoRA(
         student,
         task,
@@ -221,6 +226,12 @@ ARGUMENTS: dict[str, dict[str, Any]] = {
         "order": "reversed",
         "reduction": "sum",
     },
+    "SoFT": {
+        "exits": [2],
+        "loss": "random",
+        "head": "per_exit",
+        "train": "heads",
+    },
     "QDyLoRA": {
         "alpha": 16.0,
         "update": "frozen",
@@ -240,23 +251,29 @@ Arguments with another effect are in `tests/conformance/arguments.py`.
 
 def claims(name: str, kind: str) -> bool:
     """Whether a method is for tasks of this kind."""
-    if kind == "text" and name not in WRITE:
-        return False
+    if name in ONLY_WRITE or kind == "text":
+        return kind == "text" and name in WRITE
     return kind not in NOT_CLAIMED.get(name, ())
+
+
+def task_for(name: str) -> Task:
+    """The task on which a method is tried where any does: classification, if it is for that."""
+    return TASKS["text" if name in ONLY_WRITE else "classification"]
 
 
 def method(
     name: str,
-    task: Task = TASKS["classification"],
+    task: Task | None = None,
     seed: int = 0,
     *,
     batch_norm: bool = True,
     **k: Any,
 ) -> TaskModule:
-    """A method on a tiny BERT (or ResNet); equal arguments give equal weights.
+    """A method on a tiny BERT (ResNet, Llama); equal arguments give equal weights.
 
     Without ``batch_norm`` no example has a part in the answers to others.
     """
+    task = task or task_for(name)
     student = model("bert", task, seed, batch_norm=batch_norm)
     with torch.random.fork_rng():
         torch.manual_seed(seed)

@@ -178,9 +178,10 @@ class TrajectoryRecorder(L.Callback):
             return
         if step == 0 or (trajectory.checkpoints and trajectory.checkpoints[-1].step >= step):
             return  # inside an accumulated step, or just recorded
+        weights = self._weights_of(trainer, module)  # some strategies ask all processes for them
         if trainer.is_global_zero:
             trajectory = trajectory.recorded(
-                self._network_of(module).state_dict(),
+                weights,
                 epoch=epoch,
                 step=step,
                 metric=self._metric(trainer, module) if self._validated_at == step else None,
@@ -188,6 +189,12 @@ class TrajectoryRecorder(L.Callback):
             )
         self._trajectory = trainer.strategy.broadcast(trajectory)
         self._loss, self._batches = torch.zeros_like(self._loss), 0
+
+    def _weights_of(self, trainer: L.Trainer, module: L.LightningModule) -> dict[str, Any]:
+        """All weights and buffers of the network, whole."""
+        whole, prefix = trainer.strategy.lightning_module_state_dict(), f"{self.network}."
+        own: dict[str, Any] = self._network_of(module).state_dict()
+        return {name: whole.get(prefix + name, value) for name, value in own.items()}
 
     def _metric(self, trainer: L.Trainer, module: L.LightningModule) -> float | None:
         value = trainer.callback_metrics.get(self._monitor_of(module) or "")

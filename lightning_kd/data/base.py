@@ -37,6 +37,7 @@ class BenchmarkDataModule(ResumableDataModule):
         train_transforms: changes to the training set, in this order.
         limit_examples: at most so many examples of every split, a random choice (so labels are
             mixed) that depends on `seed` only; `None`: all.
+        limit_eval_examples: the same of validation and test, instead.
         holdout_fraction: share of the training set to validate on; 0: validate on the published dev
             set. Examples that occur twice stay together, so the share is approximate.
         num_workers: loader processes; 0 is best here, because the data are in memory.
@@ -59,6 +60,7 @@ class BenchmarkDataModule(ResumableDataModule):
         eval_batch_size: int | None = None,
         train_transforms: Sequence[Transform] = (),
         limit_examples: int | None = None,
+        limit_eval_examples: int | None = None,
         holdout_fraction: float = 0.0,
         num_workers: int = 0,
         seed: int = 0,
@@ -69,20 +71,21 @@ class BenchmarkDataModule(ResumableDataModule):
                 f"{type(self).__name__} has no task {task!r}; choose from {', '.join(self.tasks)}"
             )
         eval_batch_size = batch_size if eval_batch_size is None else eval_batch_size
-        limit = 1 if limit_examples is None else limit_examples
         for name, value in (
             ("batch_size", batch_size),
             ("eval_batch_size", eval_batch_size),
-            ("limit_examples", limit),
+            ("limit_examples", limit_examples),
+            ("limit_eval_examples", limit_eval_examples),
         ):
-            if value < 1:
+            if value is not None and value < 1:
                 raise ValueError(f"{name} must be at least 1, got {value}")
         if not 0 <= holdout_fraction < 1:
             raise ValueError(f"holdout_fraction must be in [0, 1), got {holdout_fraction}")
         self.task = task
         self.data_dir = None if data_dir is None else Path(data_dir).expanduser()
         self.batch_size, self.eval_batch_size = batch_size, eval_batch_size
-        self.limit_examples, self.holdout_fraction = limit_examples, holdout_fraction
+        self.limit_examples, self.limit_eval_examples = limit_examples, limit_eval_examples
+        self.holdout_fraction = holdout_fraction
         self.train_transforms = tuple(train_transforms)
         self.num_workers, self.seed = num_workers, seed
         for transform in self.train_transforms:
@@ -184,15 +187,18 @@ class BenchmarkDataModule(ResumableDataModule):
             )
         return train.select(kept), train.select(held)
 
-    def _limited(self, examples: "Dataset") -> "Dataset":
-        if self.limit_examples is None or len(examples) <= self.limit_examples:
+    def _limited(self, examples: "Dataset", role: str) -> "Dataset":
+        limit = self.limit_examples
+        if role in ("validate", "test") and self.limit_eval_examples is not None:
+            limit = self.limit_eval_examples
+        if limit is None or len(examples) <= limit:
             return examples
         generator = torch.Generator().manual_seed(self.seed)
-        chosen = torch.randperm(len(examples), generator=generator)[: self.limit_examples]
+        chosen = torch.randperm(len(examples), generator=generator)[:limit]
         return examples.select(sorted(chosen.tolist()))
 
     def _encode(self, split: "Dataset", role: str) -> Any:
-        examples = self._limited(split)
+        examples = self._limited(split, role)
         transforms = self.train_transforms if role == "train" else ()
         encoded = self._read_in(examples, transforms)
         if transforms:

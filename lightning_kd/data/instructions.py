@@ -3,12 +3,14 @@
 And `reviews`, offline: what the review corpus of the assets knows of films, as instructions.
 """
 
-import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from itertools import chain
+from operator import itemgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from lightning_kd.data.generation import GenerationDataModule, text_rows
+from lightning_kd.data.generation import GenerationDataModule, check_template
+from lightning_kd.data.records import Record, field, from_hub, json_records
 from lightning_kd.tasks import CausalLM, Task
 
 if TYPE_CHECKING:
@@ -22,11 +24,21 @@ _HUB = {
     "dolly": "databricks/databricks-dolly-15k",
     "oasst1": "OpenAssistant/oasst1",
 }
+_NOT_ON_HUB = {
+    "reviews": (
+        "the task reviews is not on the Hub; run `lightning-kd assets` and set --data.data_dir "
+        "assets/reviews/instructions"
+    ),
+    "self_instruct": (
+        "self_instruct is not on the Hub as published; point --data.data_dir at the folder of "
+        "seed_tasks.jsonl"
+    ),
+}
 _FILES = {
     "alpaca": "alpaca_data*.json",
-    "dolly": "databricks-dolly-15k*.jsonl",
-    "oasst1": "*oasst*.jsonl",
-    "self_instruct": "*seed_tasks*.jsonl",
+    "dolly": "databricks-dolly-15k*.jsonl*",
+    "oasst1": "*oasst*.jsonl*",
+    "self_instruct": "*seed_tasks*.jsonl*",
 }
 
 
@@ -35,10 +47,10 @@ class Instructions(GenerationDataModule):
 
     Without `data_dir` they come from the Hugging Face Hub (not `self_instruct`), with it from the
     published files:
-    `alpaca_data.json`, `databricks-dolly-15k.jsonl`, the message trees of OASST1 (the best-ranked
-    English reply to each first prompt) and Self-Instruct's `seed_tasks.jsonl` (other endings of
-    these names are found too). Only the training part is published, so validation is
-    a `holdout_fraction`, where an instruction is never on both sides.
+    `alpaca_data.json`, `databricks-dolly-15k.jsonl`, the messages or trees of OASST1 (the
+    best-ranked English reply to each first prompt) and Self-Instruct's `seed_tasks.jsonl` (other
+    endings of these names are found too, and gzipped lines). Only the training part is published,
+    so validation is a `holdout_fraction`, where an instruction is never on both sides.
 
     `reviews` reads `train.json`, `dev.json` and `test.json` in Alpaca's format from `data_dir`,
     which `lightning-kd assets` makes: what a critic wrote of a film, asked for by film and verdict,
@@ -74,33 +86,25 @@ class Instructions(GenerationDataModule):
         **options: Any,
     ) -> None:
         super().__init__(task, tokenizer, data_dir, **options)
-        if "{instruction}" not in prompt_template:
-            raise ValueError(
-                f"prompt_template has no {{instruction}}, so that all prompts would be the same; "
-                f"got {prompt_template!r}"
-            )
+        check_template(prompt_template, "instruction")
         self.prompt_template, self.input_template = prompt_template, input_template
 
     def read(self) -> "dict[str, Dataset]":
         """The published splits, from `data_dir` or the Hub."""
-        if self.task == "reviews":
-            return self._read_reviews()
         if self.data_dir is None and self.task not in _HUB:
-            raise ValueError(
-                f"{self.task} is not on the Hub as published; point --data.data_dir at the folder "
-                f"of {_FILES[self.task]}"
-            )
-        if self.data_dir is None:
-            rows, where = self._from_hub(), _HUB[self.task]
-        else:
-            path = self._file(_FILES[self.task])
-            rows, where = _objects(path), str(path)
+            raise ValueError(_NOT_ON_HUB[self.task])
+        if self.task == "reviews":
+            names = {"train": "train", "validation": "dev", "test": "test"}
+            paths = {split: self._file(f"{name}.json") for split, name in names.items()}
+            return {split: self._split(json_records(path)) for split, path in paths.items()}
         if not self.holdout_fraction:
             raise ValueError(
                 f"{self.task} has no published split to validate on; set --data.holdout_fraction, "
                 "to 0.02 for example"
             )
-        return {"train": self._split(where, rows)}
+        if self.data_dir is None:
+            return {"train": self._split(chain(*from_hub(_HUB[self.task]).values()))}
+        return {"train": self._split(json_records(self._file(_FILES[self.task])))}
 
     def prompt(self, instruction: str, given: str) -> str:
         """The prompt of an instruction and its input (empty: it has none)."""
@@ -112,31 +116,13 @@ class Instructions(GenerationDataModule):
         fill = before.replace("{input}", told), after.replace("{input}", told)
         return f"{fill[0]}{instruction}{fill[1]}"
 
-    def _read_reviews(self) -> "dict[str, Dataset]":
-        if self.data_dir is None:
-            raise ValueError(
-                "the task reviews is not on the Hub; run `lightning-kd assets` and set "
-                "--data.data_dir assets/reviews/instructions"
-            )
-        names = {"train": "train", "validation": "dev", "test": "test"}
-        paths = {split: self._file(f"{name}.json") for split, name in names.items()}
-        return {s: self._split(str(path), _objects(path)) for s, path in paths.items()}
-
-    def _split(self, where: str, found: Any) -> "Dataset":
+    def _split(self, found: Iterable[Record]) -> "Dataset":
         rows = []
-        for number, (instruction, given, output, group) in enumerate(_examples(self.task, found)):
-            if not all(isinstance(text, str) for text in (instruction, given, output)):
-                raise ValueError(
-                    f"{where}: record {number} has no instruction, input and output as texts; give "
-                    "the published file"
-                )
-            if not instruction.strip() or not output.strip():
-                continue  # there is nothing to ask for, or nothing to learn
-            row = {"sentence1": self.prompt(instruction, given), "sentence2": output}
-            rows.append(row | {"references": [output], "group": group})
-        if not rows:
-            raise ValueError(f"{where} has no example; give the published file")
-        return text_rows(rows)
+        for instruction, given, output, group in _examples(self.task, found):
+            if instruction.strip() and output.strip():  # or there is nothing to ask, or to learn
+                row = self.row(self.prompt(instruction, given), output, [output])
+                rows.append(row | {"group": group})
+        return self.dataset(rows)
 
     def _file(self, pattern: str) -> Path:
         assert self.data_dir is not None  # noqa: S101 (asked for with it only)
@@ -149,80 +135,55 @@ class Instructions(GenerationDataModule):
             )
         return found[0]
 
-    def _from_hub(self) -> Any:
-        from datasets import concatenate_datasets, load_dataset
 
-        name = _HUB[self.task]
-        try:
-            found = load_dataset(name)
-        except (OSError, ValueError, RuntimeError) as error:  # the last: a set that needs its code
-            raise ConnectionError(
-                f"could not load {name!r} from the Hugging Face Hub "
-                f"({str(error).splitlines()[0]}); without it, point --data.data_dir at the "
-                "published file"
-            ) from error
-        return concatenate_datasets(list(found.values()))
-
-
-def _objects(path: Path) -> list[dict[str, Any]]:
-    """The objects of a JSON list, or of JSON lines."""
-    text = path.read_text(encoding="utf-8")
-    if path.suffix == ".json":
-        try:
-            found = json.loads(text)
-        except ValueError as error:
-            raise ValueError(f"{path} is no JSON ({error}); give the published file") from error
-        if not isinstance(found, list) or not all(isinstance(row, dict) for row in found):
-            raise ValueError(f"{path} is no list of objects; give the published file")
-        return found
-    rows = []
-    for number, line in enumerate(text.splitlines(), 1):
-        if line.strip():
-            try:
-                rows.append(json.loads(line))
-            except ValueError as error:
-                raise ValueError(f"{path}, line {number}, is no JSON ({error})") from error
-    return rows
-
-
-def _examples(task: str, rows: Any) -> Iterator[tuple[Any, Any, Any, str]]:
+def _examples(task: str, found: Iterable[Record]) -> Iterator[tuple[str, str, str, str]]:
     """Instruction, input, output, and what is not to be torn apart."""
     if task == "oasst1":
-        yield from _best_replies(rows)
+        yield from _best_replies(found)
         return
-    for row in rows:
-        instruction = row.get("instruction")
+    for where, row in found:
+        instruction = str(field(where, row, "instruction"))
         if task == "dolly":
-            yield instruction, row.get("context"), row.get("response"), str(instruction)
+            yield (
+                instruction,
+                field(where, row, "context"),
+                field(where, row, "response"),
+                instruction,
+            )
         elif task == "self_instruct":
-            for instance in row.get("instances", ()):
-                yield instruction, instance.get("input"), instance.get("output"), str(instruction)
+            for instance in field(where, row, "instances", list):
+                given, output = (field(where, instance, name) for name in ("input", "output"))
+                yield instruction, given, output, instruction
         else:
-            given = row.get("input", "")
-            yield instruction, given, row.get("output"), str(row.get("film", instruction))
+            given = field(where, row, "input") if "input" in row else ""
+            yield instruction, given, field(where, row, "output"), str(row.get("film", instruction))
 
 
-def _best_replies(rows: Any) -> Iterator[tuple[Any, str, Any, str]]:
+def _best_replies(found: Iterable[Record]) -> Iterator[tuple[str, str, str, str]]:
     """First prompts in English and the reply to each that people ranked best.
 
-    Longer conversations are left out. Rows are messages, or trees of them under `prompt`.
+    Longer conversations are left out. Objects are messages, or trees of them under `prompt`.
     """
-    messages: list[dict[str, Any]] = []
-    for row in rows:
-        messages += [row["prompt"], *row["prompt"].get("replies", ())] if "prompt" in row else [row]
-    parents = {m.get("parent_id") for m in messages}
-    firsts = {
-        m["message_id"]: m["text"]
-        for m in messages
-        if m.get("parent_id") is None and m.get("lang") == "en" and m["message_id"] in parents
-    }
-    best: dict[str, tuple[float, str]] = {}
-    for message in messages:
-        parent = str(message.get("parent_id"))
-        if parent in firsts:
-            rank = message.get("rank")
-            rank = float("inf") if rank is None else float(rank)
-            if parent not in best or rank < best[parent][0]:
-                best[parent] = rank, message["text"]
-    for parent, (_, reply) in best.items():
-        yield firsts[parent], "", reply, parent
+    prompts: dict[str, str] = {}
+    replies: dict[str, list[tuple[float, str]]] = {}
+    for where, row in found:
+        tree = field(where, row, "prompt", dict) if "prompt" in row else None
+        message = row if tree is None else tree
+        parent, name = message.get("parent_id"), str(field(where, message, "message_id"))
+        text = str(field(where, message, "text"))
+        if parent is not None:
+            replies.setdefault(str(parent), []).append((_rank(message), text))
+        elif field(where, message, "lang") == "en":
+            prompts[name] = text
+        # In a tree a reply's place says what it is to.
+        for reply in (tree or {}).get("replies", ()):
+            replies.setdefault(name, []).append((_rank(reply), str(field(where, reply, "text"))))
+    for name, text in prompts.items():
+        if name in replies:
+            yield text, "", min(replies[name], key=itemgetter(0))[1], name
+
+
+def _rank(message: Mapping[str, Any]) -> float:
+    """0 is the best; a message that nobody ranked is behind all others."""
+    rank = message.get("rank")
+    return float("inf") if rank is None else float(rank)

@@ -181,7 +181,7 @@ class SQuAD(TextDataModule):
             assert isinstance(spec, SpanQA)  # noqa: S101 (all of `tasks` are)
             self._keys[encoded] = SpanKey(
                 spec,
-                self._limited(split),
+                self._limited(split, role),
                 encoded,
                 self.n_best,
                 self.max_answer_length,

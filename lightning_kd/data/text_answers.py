@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from lightning_kd.metrics import SCORERS, Scorer
+from lightning_kd.metrics import SCORERS, Scorer, base_and_part
 from lightning_kd.tasks import CausalLM, Prediction
 from lightning_kd.tasks.language import METRICS
 
@@ -24,7 +24,8 @@ class TextKey:
     """The true texts of a split.
 
     Args:
-        task: Its `metric_names` are scored.
+        task: Its `metric_names` are scored; a name such as `bleu_seen` is `bleu` of the examples
+            whose `part` is `seen`, no number where there are none.
         examples: Row `idx` for row; column `label` has the true texts (`references`).
         tokenizer: Makes texts of generated tokens.
         scorers: Of generated texts, by metric.
@@ -43,13 +44,16 @@ class TextKey:
         self.task, self.tokenizer = task, tokenizer
         self.rows = {int(idx): row for row, idx in enumerate(examples["idx"])}
         self.examples = examples
-        wanted = [name for name in task.metric_names if name not in METRICS]
-        if unknown := [name for name in wanted if name not in scorers]:
-            raise ValueError(
-                f"{task.name} has no metric {unknown[0]!r}; choose from "
-                f"{', '.join([*METRICS, *scorers])}"
-            )
-        self.scorers = {name: scorers[name] for name in wanted}
+        self.scorers: dict[str, tuple[Scorer, str]] = {}
+        for name in task.metric_names:
+            if name not in METRICS:
+                base, part = base_and_part(name, scorers)
+                if base not in scorers:
+                    raise ValueError(
+                        f"{task.name} has no metric {base!r}; choose from "
+                        f"{', '.join([*METRICS, *scorers])}"
+                    )
+                self.scorers[name] = scorers[base], part
 
     def record(
         self, prediction: Prediction, batch: dict[str, Tensor]
@@ -82,11 +86,15 @@ class TextKey:
             slope = value if name == "perplexity" else 1.0
             found[name] = value + slope * influence
         texts = self.texts(idx, records)
-        truths = [self.examples[self.rows[i]]["label"]["references"] for i in texts]
-        for name, scorer in self.scorers.items():
-            found[name] = (
-                scorer(list(texts.values()), truths).double() if texts else torch.tensor(torch.nan)
-            )
+        rows = [self.examples[self.rows[i]] for i in texts]
+        written = [
+            (text, row["label"]["references"], row.get("part"))
+            for text, row in zip(texts.values(), rows, strict=True)
+        ]
+        for name, (scorer, part) in self.scorers.items():
+            kept = [(text, truths) for text, truths, x in written if not part or x == part]
+            ours, theirs = [text for text, _ in kept], [truths for _, truths in kept]
+            found[name] = scorer(ours, theirs).double() if kept else torch.tensor(torch.nan)
         return {name: found[name] for name in self.task.metric_names}
 
     def texts(self, idx: Int[Tensor, " n"], records: Float[Tensor, "n 4_plus_n"]) -> dict[int, str]:

@@ -21,6 +21,11 @@ from lightning_kd.functional.dynamic_lora import (
     lora_scale,
     truncate_svd,
 )
+from lightning_kd.functional.early_exit import (
+    CONFIDENCES,
+    agreement_threshold,
+    exit_confidence,
+)
 from lightning_kd.functional.four_bit import (
     dequantize_four_bit,
     four_bit_bytes,
@@ -41,6 +46,10 @@ from lightning_kd.functional.label_regularization import (
     teacher_free_code_loss,
     tf_reg_loss,
 )
+from lightning_kd.functional.linear_cross_entropy import (
+    linear_cross_entropy,
+    linear_cross_entropy_sum,
+)
 from lightning_kd.functional.noise import (
     blended_loss,
     draw_noisy_labels,
@@ -55,6 +64,13 @@ from lightning_kd.functional.noise import (
     small_loss,
 )
 from lightning_kd.functional.spans import best_spans, best_threshold
+from lightning_kd.functional.speculation import (
+    best_window,
+    replayed_rounds,
+    speculative_speedup,
+    tokens_per_round,
+)
+from lightning_kd.functional.token_kd import linear_kd_loss, token_kd_loss
 from lightning_kd.functional.trajectory import (
     checkpoint_of_epoch,
     checkpoint_temperature,
@@ -64,11 +80,14 @@ from lightning_kd.functional.trajectory import (
 )
 
 __all__ = [
+    "CONFIDENCES",
     "LORA_SCALINGS",
+    "agreement_threshold",
     "annealed_logit_mse",
     "averaging_start",
     "best_spans",
     "best_threshold",
+    "best_window",
     "blended_loss",
     "centered",
     "checkpoint_of_epoch",
@@ -81,6 +100,7 @@ __all__ = [
     "dynamic_lora_sweep",
     "epoch_temperature",
     "evenly_kept",
+    "exit_confidence",
     "forward_loss",
     "four_bit_bytes",
     "four_bit_levels",
@@ -95,6 +115,9 @@ __all__ = [
     "label_gap",
     "label_smoothing_gold",
     "label_smoothing_loss",
+    "linear_cross_entropy",
+    "linear_cross_entropy_sum",
+    "linear_kd_loss",
     "logit_mse",
     "lora_scale",
     "mae_loss",
@@ -103,15 +126,19 @@ __all__ = [
     "quantile_margin",
     "quantize_four_bit",
     "relabel",
+    "replayed_rounds",
     "robust_loss",
     "running_mean_",
     "sce_loss",
     "small_loss",
     "smoothing_factor",
     "softened_gold",
+    "speculative_speedup",
     "taught_loss",
     "teacher_free_code_loss",
     "tf_reg_loss",
+    "token_kd_loss",
+    "tokens_per_round",
     "truncate_svd",
     "visiting_order",
 ]

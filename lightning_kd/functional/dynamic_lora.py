@@ -62,15 +62,18 @@ class _DynamicLoRA(torch.autograd.Function):
     ) -> Tensor:
         x = x.reshape(-1, x.shape[-1])
         code = x @ lora_a[:rank].t()  # [t, b]
-        output = torch.addmm(
+        # A view as output could not be changed in place afterwards, which Falcon's blocks do.
+        output = torch.empty_like(base_output, memory_format=torch.contiguous_format)
+        torch.addmm(
             base_output.reshape(-1, base_output.shape[-1]),
             code,
             lora_b[:, :rank].t(),
             alpha=scale,
+            out=output.view(-1, base_output.shape[-1]),
         )
         ctx.save_for_backward(x, code, lora_a, lora_b)
         ctx.rank, ctx.scale, ctx.first = rank, scale, num_frozen
-        return output.view(base_output.shape)
+        return output
 
     @staticmethod
     @once_differentiable

@@ -12,6 +12,7 @@ from lightning_kd.methods.lora import LoRA
 from lightning_kd.methods.noisy_label_kd import NoisyLabelKD
 from lightning_kd.methods.pro_kd import ProKD
 from lightning_kd.methods.qdylora import QDyLoRA
+from lightning_kd.methods.soft import SoFT
 from lightning_kd.methods.vanilla_kd import VanillaKD
 
 METHODS = (
@@ -24,6 +25,7 @@ METHODS = (
     "NoisyLabelKD",
     "ProKD",
     "QDyLoRA",
+    "SoFT",
     "VanillaKD",
 )
 """Names of the classes that implement a method, as the README lists them."""
@@ -41,6 +43,7 @@ __all__ = [
     "NoisyLabelKD",
     "ProKD",
     "QDyLoRA",
+    "SoFT",
     "TaskModule",
     "VanillaKD",
 ]

@@ -20,6 +20,8 @@ class AdapterModule(TaskModule):
     another base is an error.
     """
 
+    _fingerprint_at_start: str | None = None
+
     def freeze_base(self, trainable: Sequence[str]) -> None:
         """Train nothing of the student but the sub-modules named in ``trainable``.
 
@@ -72,9 +74,21 @@ class AdapterModule(TaskModule):
         return super().load_state_dict(state_dict, strict=False, assign=assign)
 
     @override
+    def setup(self, stage: str) -> None:
+        super().setup(stage)
+        # While a training may have cut the frozen weights into pieces, or rounded them.
+        self._fingerprint_at_start = self._frozen_fingerprint() if stage == "fit" else None
+
+    @override
+    def teardown(self, stage: str) -> None:
+        super().teardown(stage)
+        self._fingerprint_at_start = None
+
+    @override
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         super().on_save_checkpoint(checkpoint)
-        checkpoint["frozen_fingerprint"] = self._frozen_fingerprint()
+        known = self._fingerprint_at_start
+        checkpoint["frozen_fingerprint"] = known or self._frozen_fingerprint()
 
     @override
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:

@@ -20,7 +20,7 @@ from lightning_kd.evaluation import AnswerKey, Evaluation, HasAnswerKeys, Stage
 from lightning_kd.export import atomic_directory
 from lightning_kd.models import make_student, quiet
 from lightning_kd.nested import Nested
-from lightning_kd.optim import can_fuse, check_schedule, decay_groups, lr_scheduler
+from lightning_kd.optim import can_fuse, check_schedule, decay_groups, lr_scheduler, mark_matrices
 from lightning_kd.paper import Paper
 from lightning_kd.phases import Phase
 from lightning_kd.progress import Progress, check_whole_step, logs_now, seed_dropout, show
@@ -136,6 +136,7 @@ class TaskModule(L.LightningModule, ABC):
         if stage == "fit":
             # Hugging Face models arrive in eval mode and Lightning leaves them there.
             self.student.train()
+            mark_matrices(self)
             self._dropout_seed = torch.initial_seed()  # the run's own, or else the checkpoint's
 
     @override
@@ -164,8 +165,8 @@ class TaskModule(L.LightningModule, ABC):
     @override
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
         if logs_now(self.trainer):
-            grads = [p.grad for p in self.parameters() if p.grad is not None]
-            self.log("train/grad_norm", torch.nn.utils.get_total_norm(grads))
+            if grads := [p.grad for p in self.parameters() if p.grad is not None]:  # not ZeRO's
+                self.log("train/grad_norm", torch.nn.utils.get_total_norm(grads))
             self.log("train/learning_rate", optimizer.param_groups[0]["lr"])
 
     @override

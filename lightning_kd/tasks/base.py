@@ -22,10 +22,13 @@ LOWER_IS_BETTER = ("perplexity", "ter")
 def best_of(metric: str) -> Literal["min", "max"]:
     """Which of several values of a metric is the best; of a logged key its last part decides.
 
-    >>> best_of("val/rank_4/perplexity"), best_of("accuracy")
-    ('min', 'max')
+    A metric of a part of a benchmark (`ter_seen`) goes the way of the whole.
+
+    >>> best_of("val/rank_4/perplexity"), best_of("accuracy"), best_of("test/ter_seen")
+    ('min', 'max', 'min')
     """
-    return "min" if metric.rpartition("/")[2] in LOWER_IS_BETTER else "max"
+    name = metric.rpartition("/")[2]
+    return "min" if name in LOWER_IS_BETTER or name.startswith("ter_") else "max"
 
 
 @dataclass(frozen=True)

@@ -90,7 +90,15 @@ class CausalLM(Task):
         rows = batch["generate"].nonzero().flatten().tolist()
         if not rows:
             return batch["input_ids"].new_zeros(0, self.max_new_tokens)
-        prompts, mask = left_padded(batch, rows)
+        context = getattr(model.config, "max_position_embeddings", None)
+        longest = None if context is None else context - self.max_new_tokens
+        if longest is not None and longest < 1:
+            raise ValueError(
+                f"max_new_tokens={self.max_new_tokens} of {self.name} leave no place for a prompt "
+                f"among the {context} that the model has; take a model with more, or write no "
+                "texts with --data.generate_examples 0"
+            )
+        prompts, mask = left_padded(batch, rows, longest)
         settings = {"max_new_tokens": self.max_new_tokens, "num_beams": self.num_beams}
         ended = model.generation_config.eos_token_id
         ends = [ended] if isinstance(ended, int) else list(ended or ())
@@ -191,17 +199,24 @@ def sites(labels: Int[Tensor, "b l"]) -> tuple[Int[Tensor, "b s"], Int[Tensor, "
 
 
 def left_padded(
-    batch: dict[str, Tensor], rows: Sequence[int]
+    batch: dict[str, Tensor], rows: Sequence[int], longest: int | None = None
 ) -> tuple[Int[Tensor, "g l"], Int[Tensor, "g l"]]:
-    """The prompts of some rows of a batch that is padded on either side, padded on the left."""
+    """The prompts of some rows of a batch that is padded on either side, padded on the left.
+
+    Args:
+        batch: With ``prompt_lengths``.
+        rows: At least one.
+        longest: Of a longer prompt the last tokens are kept; None: all.
+    """
     lengths = batch["prompt_lengths"][list(rows)].tolist()
-    width = max(lengths)
+    width = min(max(lengths), longest or max(lengths))
     prompts = batch["input_ids"].new_zeros(len(rows), width)
     mask = torch.zeros_like(prompts)
     for k, (row, length) in enumerate(zip(rows, lengths, strict=True)):
         real = batch["input_ids"][row][batch["attention_mask"][row].bool()]
-        prompts[k, width - length :] = real[:length]
-        mask[k, width - length :] = 1
+        kept = real[:length][-width:]
+        prompts[k, width - len(kept) :] = kept
+        mask[k, width - len(kept) :] = 1
     return prompts, mask
 
 

@@ -14,12 +14,14 @@ from typing import Any
 import pytest
 import torch
 from torch.optim import SGD
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from lightning_kd import methods
 from lightning_kd.methods import ContinuationKD, DistillationModule, DyLoRA, ProKD, TaskModule
 from lightning_kd.nested import Nested
 from lightning_kd.paper_schedules import StepPsi
 from lightning_kd.progress import Progress
+from lightning_kd.tasks import CausalLM
 from tests import tiny
 from tests.conformance.matrix import TinyData, fit, trainer, weights
 from tests.trajectories import trajectory
@@ -69,6 +71,28 @@ def predicted_at(module: TaskModule) -> Any:
         module.predict_step(tiny.batch(4, module.task), 0)
     hook.remove()
     return used
+
+
+def the_task(module: TaskModule) -> Any:
+    """The name of the task."""
+    return module.task.name
+
+
+class _Products(TorchDispatchMode):
+    """Counts the matrix products."""
+
+    count = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.count += "mm" in func.name()
+        return func(*args, **(kwargs or {}))
+
+
+def products(module: TaskModule) -> Any:
+    """How many matrix products the objective takes."""
+    with _Products() as counted:
+        module.objective(tiny.batch(4, module.task))
+    return counted.count
 
 
 def kinds_of_layers(module: TaskModule) -> Any:
@@ -194,11 +218,14 @@ def _exported(name: str, folder: Path) -> str:
 SMOOTHED = {"teacher": None, "regularizer": "label_smoothing"}
 FLATTENED = {"teacher": None, "regularizer": "tf_reg"}
 CO_DISTILL = {"mitigation": "co_distill", "noise_rate": 0.3}
+SIX_BLOCKS = {"exits": None, "exit_start": 1, "student": tiny.named_model("llama", 6)}
 REFINE = {"mitigation": "label_refine", "fold_learning_rate": 0.05}
 
 ARGUMENTS: dict[str, dict[str, Change]] = {
     "TaskModule": {
-        "student": Change(Made(lambda *_: tiny.model(seed=1)), at_start),
+        "student": Change(
+            Made(lambda name, _: tiny.model(task=tiny.task_for(name), seed=1)), at_start
+        ),
         "optimizer": Change(lambda parameters: SGD(parameters, lr=0.1)),
         "student_layers": Change(1, at_start),
         "student_init": Change("random", at_start, given={"student": tiny.named_model()}),
@@ -254,6 +281,17 @@ ARGUMENTS: dict[str, dict[str, Change]] = {
         "temperature_by": Change("epoch", given={"teacher_epochs": 4, "max_temperature": 4}),
         "seed": Change(1, given={"order": "shuffled"}),
         "best_from": Change("last_checkpoint", planned),
+    },
+    "SoFT": {
+        "task": Change(CausalLM("dolly"), the_task),
+        "exit_start": Change(1, reported_sizes, given={"exits": None}),
+        "exit_every": Change(3, reported_sizes, given=SIX_BLOCKS),
+        "evaluation_exits": Change([2], reported_sizes),
+        "predict_exit": Change(1, predicted_at),
+        "chunk_size": Change(1, products),
+        "seed": Change(7, given={"loss": "random"}),
+        "student_layers": Change(1, at_start, given={"exits": None}),
+        "student_init": Change("random", at_start, given={"student": tiny.named_model("llama")}),
     },
     "DyLoRA": {
         "geometric_p": Change(0.05, given={"sampler": "geometric"}),

@@ -60,7 +60,7 @@ def _without(name: str, observe: Any, given: tuple[tuple[str, Any], ...]) -> Any
 
 def _observed(name: str, change: Change, more: dict[str, Any]) -> Any:
     torch.manual_seed(0)
-    task = more.pop("task", tiny.TASKS["classification"])
+    task = more.pop("task", tiny.task_for(name))
     settings = {"learning_rate": 0.01, **change.given, **more}
     student = settings.pop("student", None) or tiny.model("bert", task)
     torch.manual_seed(0)

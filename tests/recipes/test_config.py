@@ -30,7 +30,10 @@ def flat(settings, prefix="") -> dict[str, object]:
 
 
 def test_overlays_are_found() -> None:
-    assert {"bf16", "ddp_cpu", "ddp_gpu", "debug", "offline"} <= {file.stem for file in OVERLAYS}
+    assert {file.stem for file in OVERLAYS} >= {
+        *("bf16", "ddp_cpu", "ddp_gpu", "debug", "deepspeed_cpu", "deepspeed_zero2"),
+        *("deepspeed_zero3_offload", "fsdp", "offline", "v100_qlora"),
+    }
 
 
 @every_recipe
