@@ -105,7 +105,12 @@ def test_nothing_but_codes_waits_for_the_backward_pass(backend) -> None:
     layer = made(backend)
     codes = {t.untyped_storage().data_ptr() for t in packed_tensors(layer)}
     held: list[Tensor] = []
-    with torch.autograd.graph.saved_tensors_hooks(lambda t: held.append(t) or t, lambda t: t):
+
+    def hold(saved: Tensor) -> Tensor:
+        held.append(saved)
+        return saved
+
+    with torch.autograd.graph.saved_tensors_hooks(hold, lambda saved: saved):
         layer(inputs(7))
     assert all(t.untyped_storage().data_ptr() in codes for t in held)
 
