@@ -8,7 +8,7 @@ import os
 import warnings
 from argparse import Namespace
 from collections.abc import Mapping
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import nullcontext
 from copy import deepcopy
 from importlib.util import find_spec
 from typing import Any
@@ -67,6 +67,7 @@ class ZeROStrategy(DeepSpeedStrategy):
                 "installed torch, or use the ddp strategy"
             )
         super().__init__(stage=stage, **settings)
+        assert self.config is not None  # noqa: S101 - Lightning has just made it
         self.config.setdefault("train_micro_batch_size_per_gpu", 1)  # only for printed timings
         # Offloading takes any optimizer; with a C++ compiler, deepspeed.ops.adam has a faster one.
         self.config.setdefault("zero_force_ds_cpu_optimizer", False)
@@ -78,7 +79,7 @@ class ZeROStrategy(DeepSpeedStrategy):
 
     @override
     def setup(self, trainer: L.Trainer) -> None:
-        module = self.lightning_module
+        module = self._module
         if self.zero_stage_3:
             require_floats(module)
         fits = trainer.state.fn == TrainerFn.FITTING
@@ -90,6 +91,7 @@ class ZeROStrategy(DeepSpeedStrategy):
             )
         self._untouched, self._failed = Untouched(module, fits=fits), False
         super().setup(trainer)
+        self._untouched.undo_rounding()
 
     @override
     def _init_optimizers(self) -> tuple[Optimizer, Any]:
@@ -109,7 +111,8 @@ class ZeROStrategy(DeepSpeedStrategy):
         names = ["fp16", "bf16"]
         if self.zero_stage_3:
             names += ["zero_optimization", "zero_allow_untested_optimizer"]
-        config = {name: self.config[name] for name in names if name in self.config}
+        ours: dict[str, Any] = self.config or {}
+        config = {name: ours[name] for name in names if name in ours}
         self.model, *_ = deepspeed.initialize(
             args=Namespace(device_rank=self.root_device.index),
             config={"train_micro_batch_size_per_gpu": 1, **config},
@@ -124,14 +127,14 @@ class ZeROStrategy(DeepSpeedStrategy):
         return False  # Lightning ends a window with the epoch, DeepSpeed would count on
 
     @override
-    def block_backward_sync(self) -> AbstractContextManager[None]:
+    def block_backward_sync(self) -> Any:
         return nullcontext()  # as `backward` says where a window ends
 
     @override
     def backward(
         self, closure_loss: Tensor, optimizer: Optimizer | None, *args: Any, **kwargs: Any
     ) -> Tensor:
-        ends = not self.lightning_module.trainer.fit_loop._should_accumulate()
+        ends = not self._module.trainer.fit_loop._should_accumulate()
         self.deepspeed_engine.set_gradient_accumulation_boundary(is_boundary=ends)
         return super().backward(closure_loss, optimizer, *args, scale_wrt_gas=False, **kwargs)
 
@@ -164,12 +167,14 @@ class ZeROStrategy(DeepSpeedStrategy):
 
     @override
     def lightning_module_state_dict(self) -> dict[str, Any]:
-        module = self.lightning_module
+        module, untouched = self._module, self._untouched
         state, found = module.state_dict(), dict[int, Tensor]()
+        if untouched is None:
+            return state
         for name, parameter in module.named_parameters(remove_duplicate=False):
             if name in state:  # on all processes in one order: they gather it together
                 if id(parameter) not in found:
-                    found[id(parameter)] = self._untouched.whole(parameter)
+                    found[id(parameter)] = untouched.whole(parameter)
                 state[name] = found[id(parameter)]
         return state
 
@@ -182,8 +187,13 @@ class ZeROStrategy(DeepSpeedStrategy):
         (state,) = checkpoint["optimizer_states"]
         read_optimizer_state(self.deepspeed_engine, self._order, state)
 
+    @property
+    def _module(self) -> L.LightningModule:
+        assert self.lightning_module is not None  # noqa: S101 - a trainer has connected it
+        return self.lightning_module
+
     # As of strategies that know nothing of DeepSpeed
-    save_checkpoint = Strategy.save_checkpoint  # type: ignore[assignment]
+    save_checkpoint = Strategy.save_checkpoint
     load_checkpoint = Strategy.load_checkpoint
     load_model_state_dict = Strategy.load_model_state_dict
 
@@ -242,6 +252,9 @@ def strategy_for_run(strategy: str | Strategy) -> str | Strategy:
 
     Raises:
         ValueError: An instance of Lightning's `DeepSpeedStrategy`, which writes folders.
+
+    >>> strategy_for_run("ddp")
+    'ddp'
     """
     if isinstance(strategy, str):
         if not strategy.startswith("deepspeed") or strategy == DeepSpeedCPUStrategy.strategy_name:

@@ -34,6 +34,10 @@ def require_element_wise(optimizer: Optimizer) -> None:
 
     Raises:
         ValueError: It is not one of torch's element-wise ones, of DeepSpeed or of bitsandbytes.
+
+    >>> require_element_wise(torch.optim.Adafactor([torch.zeros(1)]))
+    Traceback (most recent call last):
+    ValueError: ZeRO gives an optimizer flat pieces of parameters, and Adafactor may need them ...
     """
     kind = type(optimizer)
     package = kind.__module__.partition(".")[0]
@@ -77,15 +81,24 @@ class Untouched:
         self.module = module
         self._frozen = dict[nn.Parameter, Tensor]()
         self._trained = dict[nn.Parameter, tuple[int, ...]]()
+        self._exact = dict[nn.Parameter, Tensor]()
         self._names = {parameter: set(vars(parameter)) for parameter in _parameters(module)}
         self._buffers = {buffer: buffer.dtype for buffer in module.buffers()}
         for parameter in _parameters(module):
             if fits and parameter.requires_grad:
                 self._trained[parameter] = parameter.stride()
+                self._exact[parameter] = parameter.data
             elif parameter.is_floating_point():
                 self._frozen[parameter] = parameter.data
             if not parameter.is_contiguous():  # which DeepSpeed takes for granted
                 parameter.data = parameter.data.contiguous()
+
+    def undo_rounding(self) -> None:
+        """Let the fp32 weights behind those in half precision be what they were, not rounded."""
+        for parameter, value in self._exact.items():
+            if parameter.dtype != value.dtype:
+                _distribute(parameter, None, value)
+        self._exact = {}
 
     def whole(self, parameter: nn.Parameter) -> Tensor:
         """A weight in full: its fp32 value, on the CPU."""
@@ -197,16 +210,24 @@ def _link(zero: Any) -> None:
         zero._lazy_init_hp_params_optimizer_state()
 
 
-def _distribute(parameter: nn.Parameter, key: str, value: Tensor) -> None:
-    from deepspeed.utils import safe_set_full_optimizer_state, safe_set_local_optimizer_state
+def _distribute(parameter: nn.Parameter, key: str | None, value: Tensor) -> None:
+    """Set this process's piece of an optimizer's state, or without a key of the fp32 weight."""
+    from deepspeed import utils
 
     if not hasattr(parameter, "ds_id"):
-        safe_set_full_optimizer_state(parameter, value, key)
+        if key is None:
+            utils.safe_set_full_fp32_param(parameter, value)
+        else:
+            utils.safe_set_full_optimizer_state(parameter, value, key)
         return
-    length = parameter.ds_tensor.ds_numel  # type: ignore[attr-defined]
+    length: int = parameter.ds_tensor.ds_numel  # type: ignore[attr-defined]
     rank, count = torch.distributed.get_rank(), torch.distributed.get_world_size()
     padded = nn.functional.pad(value.flatten(), (0, length * count - value.numel()))
-    safe_set_local_optimizer_state(parameter, padded[rank * length : (rank + 1) * length], key)
+    piece = padded[rank * length : (rank + 1) * length]
+    if key is None:
+        utils.safe_set_local_fp32_param(parameter, piece)
+    else:
+        utils.safe_set_local_optimizer_state(parameter, piece, key)
 
 
 def _parameters(module: nn.Module) -> Iterator[nn.Parameter]:

@@ -15,7 +15,7 @@ import lightning as L
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import Tensor, nn
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, TensorDataset
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
@@ -54,6 +54,7 @@ def strategy(stage: int | None) -> Any:
     if stage is None:
         return "auto"
     made = DeepSpeedCPUStrategy(stage=stage)
+    assert made.config is not None
     made.config["zero_optimization"]["stage3_param_persistence_threshold"] = 0
     return made
 
@@ -69,7 +70,11 @@ def ways(stage: int | None) -> dict[str, Any]:
 
 
 def train(
-    name: str, stage: int | None, folder: Path | None = None, resume: Path | None = None
+    name: str,
+    stage: int | None,
+    folder: Path | None = None,
+    resume: Path | None = None,
+    precision: Any = "32-true",
 ) -> dict[str, Any]:
     """Weights and metrics after a training; ``folder`` gets a checkpoint of step `WRITTEN`."""
     module, callbacks = method(name), list[L.Callback]()
@@ -81,6 +86,7 @@ def train(
         batch_size=4 if stage is None else 2,
         max_steps=STEPS,
         ckpt_path=resume,
+        precision=precision,
         callbacks=callbacks,
         enable_checkpointing=folder is not None,
         **ways(stage),
@@ -151,7 +157,7 @@ def refusals() -> dict[str, str]:
         try:
             made = trainer(strategy=strategy(stage), devices=2)
             if isinstance(module, Manual):
-                made.fit(module, DataLoader([torch.zeros(1)]))
+                made.fit(module, DataLoader(TensorDataset(torch.zeros(1))))
             else:
                 made.fit(module, datamodule=TinyData(module.task, 2))
         except ValueError as error:
@@ -171,6 +177,9 @@ def _run_all(folder: Path, rank: int) -> None:
     found["from one process"] = train("FineTuning", 3, resume=alone)
     third = folder / f"DyLoRA 3/step={WRITTEN}.ckpt"
     found["from 3 to 2"] = train("DyLoRA", 2, resume=third)
+    half, written = folder / "half", folder / f"half/step={WRITTEN}.ckpt"
+    found["half"] = train("FineTuning", 2, half, precision="bf16-mixed")
+    found["half, resumed"] = train("FineTuning", 3, resume=written, precision="bf16-mixed")
     torch.save(found, folder / f"{rank}.pt")
     (folder / f"{rank}.json").write_text(json.dumps(found["refusals"]))
 

@@ -34,6 +34,7 @@ def test_each_trainer_gets_a_strategy_of_its_own() -> None:
 def test_lightnings_names_of_deepspeed_mean_the_strategy_with_ordinary_checkpoints() -> None:
     found = strategy_for_run("deepspeed_stage_3_offload")
     assert isinstance(found, ZeROStrategy)
+    assert found.config is not None
     zero = found.config["zero_optimization"]
     assert zero["stage"] == 3
     assert zero["offload_param"]["device"] == zero["offload_optimizer"]["device"] == "cpu"

@@ -144,6 +144,17 @@ def test_any_number_of_processes_and_any_stage_go_on_with_a_checkpoint(pair, alo
     assert difference(one["weights"], alone["DyLoRA"]["weights"]) < TOLERANCE
 
 
+def test_in_half_precision_the_fp32_weights_behind_are_the_ones_that_are_kept(
+    pair, alone, folder
+) -> None:
+    straight, resumed = pair[0]["half"]["weights"], pair[0]["half, resumed"]["weights"]
+    assert not [v for v in straight.values() if v.is_floating_point() and v.dtype != torch.float32]
+    state = read(folder / f"half/step={WRITTEN}.ckpt")["state_dict"]
+    assert any(not torch.equal(value, value.bfloat16().float()) for value in state.values())
+    assert 1e-6 < difference(straight, alone["FineTuning"]["weights"]) < 1e-2
+    assert difference(straight, resumed) < TOLERANCE
+
+
 @pytest.mark.parametrize(
     ("what", "reason", "way_out"),
     [

@@ -143,11 +143,16 @@ def number(value: float, error: float | None = None) -> str:
 
     >>> number(0.8125, 0.00625), number(0.5), number(math.nan)
     ('0.8125 ± 0.0063', '0.5000', 'not finite')
+    >>> number(23.45678, 0.5), number(1234567.0)
+    ('23.46 ± 0.50', '1.23e+06')
     """
     if not math.isfinite(value):
         return "not finite"
+    # Four decimals of a share; of a perplexity about as many digits.
+    size = abs(value)
+    form = ".4f" if size < 10 else ".2f" if size < 1000 else ".1f" if size < 1e5 else ".2e"
     known = error is not None and math.isfinite(error)
-    return f"{value:.4f} ± {error:.4f}" if known else f"{value:.4f}"
+    return f"{value:{form}} ± {error:{form}}" if known else f"{value:{form}}"
 
 
 def size_text(size: int | None) -> str:
