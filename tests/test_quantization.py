@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from lightning_kd.base_record import RECORD, BaseRecord, record_of, warn_of_another_base
+from lightning_kd.methods import QDyLoRA
 from lightning_kd.models import head_modules
 from lightning_kd.nn import FourBitLinear, dense_weight, is_four_bit
 from lightning_kd.nn.dynamic_lora import linear_shape
@@ -84,6 +85,7 @@ def test_a_model_in_16_bits_runs_with_norms_in_32_and_the_head_in_its_own_type(k
     assert {p.dtype for m in wide for p in m.parameters()} == {torch.float32}
     embeddings = [m for m in model.modules() if isinstance(m, nn.Embedding)]
     assert {m.weight.dtype for m in embeddings} == {dtype}
+    assert {m(torch.zeros(1, dtype=torch.long)).dtype for m in embeddings} == {torch.float32}
     answer = logits(model)
     assert answer.dtype == dtype  # the head's
     expected = logits(quantized(kind))
@@ -178,6 +180,8 @@ def test_a_record_says_what_the_base_is_and_tells_weights_apart() -> None:
     assert ours.compute_dtype == "float32"
     assert ours == record()
     model = quantized()
+    adapted = QDyLoRA(tiny.model(), TASK, max_rank=2, backend="reference")
+    assert record_of(adapted.student.named_modules()) == ours
     scales = next(p for n, p in model.named_parameters() if n.endswith("outer_scales"))
     scales.view(torch.float32).mul_(2)  # the same codes, another weight
     assert record_of(model.named_modules()) != ours
