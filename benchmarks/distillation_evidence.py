@@ -67,7 +67,7 @@ def parse(args: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--teacher_epochs", type=int, default=4)
     parser.add_argument("--teacher_rate", type=float, default=1e-4)
     parser.add_argument("--rates", nargs="*", type=float, default=[1e-4, 2e-4, 4e-4])
-    parser.add_argument("--tuned_on", type=Path, help="take the rate that was chosen there")
+    parser.add_argument("--tuned_on", type=Path, help="take the rate best there, over all depths")
     parser.add_argument("--batch_size", type=int, default=16)
     parser.add_argument("--max_length", type=int, default=64)
     parser.add_argument("--precision", default="32-true", help="of training: see Lightning's")

@@ -1,9 +1,11 @@
 """Peaks that litgpt publishes of its own fine-tuning runs, and the same runs as plans.
 
-Facts only: `tutorials/resource-tables.md` (one A100 of 40 GB, Alpaca, the longest example first, LoRA
-of rank 8 on queries and values) and `config_hub/finetune/README.md` with the YAML files beside it (one
-A10G, at most 512 tokens). GB are 10^9 bytes of `torch.cuda.max_memory_allocated`: without the CUDA
-context. Rows without a figure (out of memory) and runs on several GPUs are left out.
+Facts only: `tutorials/resource-tables.md` (one A100 of 40 GB, Alpaca, the longest example first,
+LoRA of rank 8 on queries and values) and `config_hub/finetune/README.md` with the YAML files beside
+it (one A10G, at most 512 tokens). GB are 10^9 bytes of `torch.cuda.max_memory_allocated`: without
+the CUDA context. Rows without a figure (out of memory), runs on several GPUs and Gemma 2, which
+computes attention in the open, are left out; so is full fine-tuning of Phi-3, whose published peak
+is smaller than its weights, gradients and moments.
 """
 
 from collections.abc import Iterator
@@ -30,14 +32,16 @@ class Row(NamedTuple):
     optimizer: str = "adamw"
 
 
-RESOURCES = [
+RESOURCES = [  # model, quantization, batch, GB
     ("phi-1.5", "", 1, 4.82), ("phi-1.5", "nf4", 1, 3.78), ("phi-1.5", "nf4-dq", 1, 3.72),
     ("phi-1.5", "", 2, 6.76), ("phi-1.5", "", 4, 10.68),
-    ("stablelm-3b", "", 1, 9.69), ("stablelm-3b", "nf4", 1, 6.35), ("stablelm-3b", "nf4-dq", 1, 6.19),
-    ("stablelm-3b", "", 2, 12.10), ("stablelm-3b", "", 4, 16.92),
-    ("llama-2-7b", "", 1, 21.30), ("llama-2-7b", "nf4", 1, 14.14), ("llama-2-7b", "nf4-dq", 1, 13.84),
-    ("llama-2-7b", "", 2, 29.07),
-    ("llama-2-13b", "", 1, 38.12), ("llama-2-13b", "nf4", 1, 23.14), ("llama-2-13b", "nf4-dq", 1, 22.55),
+    ("stablelm-3b", "", 1, 9.69), ("stablelm-3b", "nf4", 1, 6.35),
+    ("stablelm-3b", "nf4-dq", 1, 6.19), ("stablelm-3b", "", 2, 12.10),
+    ("stablelm-3b", "", 4, 16.92),
+    ("llama-2-7b", "", 1, 21.30), ("llama-2-7b", "nf4", 1, 14.14),
+    ("llama-2-7b", "nf4-dq", 1, 13.84), ("llama-2-7b", "", 2, 29.07),
+    ("llama-2-13b", "", 1, 38.12), ("llama-2-13b", "nf4", 1, 23.14),
+    ("llama-2-13b", "nf4-dq", 1, 22.55),
 ]  # fmt: skip
 RECIPES = [  # model, quantization, batch, GB, rank, adapters everywhere (and on the head)
     ("falcon-7b", "", 1, 16.69, 32, False), ("falcon-7b", "nf4", 1, 9.44, 32, False),
@@ -53,64 +57,50 @@ RECIPES = [  # model, quantization, batch, GB, rank, adapters everywhere (and on
     ("tiny-llama", "all", 4, 14.10, 0, False),
 ]  # fmt: skip
 
+FUSED = {"hidden_act": "gelu_pytorch_tanh"}  # one kernel there, eight steps in transformers
+SHAPES: dict[str, tuple[str, tuple[int, ...], dict[str, Any]]] = {
+    # class; hidden, intermediate, layers, heads, key-value heads, vocabulary; more
+    "phi-1.5": (
+        "Phi", (2048, 8192, 24, 32, 32, 51200), {"partial_rotary_factor": 0.5, **FUSED}
+    ),
+    "phi-2": ("Phi", (2560, 10240, 32, 32, 32, 51200), {"partial_rotary_factor": 0.4, **FUSED}),
+    "phi-3": ("Phi3", (3072, 8192, 32, 32, 32, 32064), {"pad_token_id": 0}),
+    "llama-2-7b": ("Llama", (4096, 11008, 32, 32, 32, 32000), {}),
+    "llama-2-13b": ("Llama", (5120, 13824, 40, 40, 40, 32000), {}),
+    "llama-3-8b": ("Llama", (4096, 14336, 32, 32, 8, 128256), {}),
+    "mistral-7b": ("Mistral", (4096, 14336, 32, 32, 8, 32000), {}),
+    "tiny-llama": ("Llama", (2048, 5632, 22, 32, 4, 32000), {}),
+    "gemma-2b": ("Gemma", (2048, 16384, 18, 8, 1, 256000), {"head_dim": 256}),
+    "gemma-7b": ("Gemma", (3072, 24576, 28, 16, 16, 256000), {"head_dim": 256}),
+    "falcon-7b": (
+        "Falcon", (4544, 18176, 32, 71, 1, 65024),
+        {"multi_query": True, "parallel_attn": True, "bias": False},
+    ),
+    "stablelm-3b": ("GPTNeoX", (4096, 16384, 16, 32, 32, 50688), {}),
+}  # fmt: skip
+
 
 def rows() -> Iterator[Row]:
     """Every row of the two tables that has a figure for one GPU."""
-    for row in RESOURCES:
-        yield Row("resource-tables", *row)
-    for row in RECIPES:
-        yield Row("config_hub", *row)
+    yield from (Row("resource-tables", *row) for row in RESOURCES)
+    yield from (Row("config_hub", *row) for row in RECIPES)
 
 
 def shapes(name: str) -> Any:
     """The transformers config of a model's published shape; litgpt never ties an embedding."""
     import transformers
 
-    untied = {"tie_word_embeddings": False}
-
-    def decoder(kind: str, *sizes: int, **more: Any) -> Any:
-        names = (
-            "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads",
-            "num_key_value_heads", "vocab_size",
-        )  # fmt: skip
-        made = getattr(transformers, kind)
-        settings = {"max_position_embeddings": 4096, **dict(zip(names, sizes, strict=True))}
-        return made(**{**settings, **untied, **more})
-
-    fused = {"hidden_act": "gelu_pytorch_tanh"}  # one kernel there, eight steps in transformers
-    llama, phi, gemma = "LlamaConfig", "PhiConfig", "GemmaConfig"
-    match name:
-        case "phi-1.5":
-            return decoder(phi, 2048, 8192, 24, 32, 32, 51200, partial_rotary_factor=0.5, **fused)
-        case "phi-2":
-            return decoder(phi, 2560, 10240, 32, 32, 32, 51200, partial_rotary_factor=0.4, **fused)
-        case "phi-3":
-            return decoder("Phi3Config", 3072, 8192, 32, 32, 32, 32064, pad_token_id=0)
-        case "llama-2-7b":
-            return decoder(llama, 4096, 11008, 32, 32, 32, 32000)
-        case "llama-2-13b":
-            return decoder(llama, 5120, 13824, 40, 40, 40, 32000)
-        case "llama-3-8b":
-            return decoder(llama, 4096, 14336, 32, 32, 8, 128256)
-        case "mistral-7b":
-            return decoder("MistralConfig", 4096, 14336, 32, 32, 8, 32000)
-        case "tiny-llama":
-            return decoder(llama, 2048, 5632, 22, 32, 4, 32000)
-        case "gemma-2b":
-            return decoder(gemma, 2048, 16384, 18, 8, 1, 256000, head_dim=256)
-        case "gemma-7b":
-            return decoder(gemma, 3072, 24576, 28, 16, 16, 256000, head_dim=256)
-        case "falcon-7b":
-            return transformers.FalconConfig(
-                vocab_size=65024, hidden_size=4544, num_hidden_layers=32, num_attention_heads=71,
-                multi_query=True, parallel_attn=True, bias=False, **untied,
-            )  # fmt: skip
-        case "stablelm-3b":
-            return transformers.GPTNeoXConfig(
-                vocab_size=50688, hidden_size=4096, num_hidden_layers=16, num_attention_heads=32,
-                intermediate_size=16384, max_position_embeddings=4096, **untied,
-            )  # fmt: skip
-    raise ValueError(f"there is no shape of {name!r}")
+    kind, sizes, more = SHAPES[name]
+    names = [
+        "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads",
+        "num_key_value_heads", "vocab_size",
+    ]  # fmt: skip
+    if kind in ("Falcon", "GPTNeoX"):  # have no such size, or count it from other settings
+        names[4] = "unused"
+    given = dict(zip(names, sizes, strict=True))
+    given.pop("unused", None)
+    common: dict[str, Any] = {"max_position_embeddings": 4096, "tie_word_embeddings": False}
+    return getattr(transformers, f"{kind}Config")(**{**common, **given, **more})
 
 
 def training_of(row: Row) -> Training:

@@ -1,9 +1,10 @@
 """Is `lightning-kd plan` right? Predicted peaks beside measured and published ones.
 
-Measured: training steps of a SmolLM2-135M-shaped Llama (30 layers, random weights) on this CPU, each in
-a process of its own, as resident memory and as bytes of torch's allocator. Published: every row of
-litgpt's tables for one GPU (`benchmarks/litgpt_rows.py`), runs of 2023 and 2024 with the bitsandbytes
-of that time. Ratios are predicted / measured; the headline is the median error over litgpt's rows.
+Measured: training steps of a SmolLM2-135M-shaped Llama (30 layers, random weights) on this CPU,
+each in a process of its own, as resident memory and as bytes of torch's allocator. Published: rows
+of litgpt's tables for one GPU (`benchmarks/litgpt_rows.py`), runs of 2023 and 2024 with the
+bitsandbytes of that time. Ratios are predicted / measured; the headline is the median error over
+litgpt's rows.
 
     python benchmarks/plan_accuracy.py
     python benchmarks/plan_accuracy.py --only tables
@@ -42,7 +43,7 @@ def smollm() -> Any:
 def cases() -> dict[str, Training]:
     """What is measured, by name."""
     common: dict[str, Any] = {"student": smollm(), "device": "cpu", "batch_size": 2, "length": 256}
-    lora = {"train": "adapter", "rank": 16, "target_modules": "all-linear"}
+    lora: dict[str, Any] = {"train": "adapter", "rank": 16, "target_modules": "all-linear"}
     return {
         "all weights": Training(**common),
         "all weights, checkpointing": Training(**common, checkpointing=True),
@@ -54,7 +55,7 @@ def cases() -> dict[str, Training]:
 
 
 def measure(name: str) -> dict[str, int]:
-    """Bytes of a case: resident, and of the allocator for one step beside what is there before it."""
+    """Bytes of a case: resident, and of the allocator for one step beyond what was there."""
     torch.set_num_threads(1)
     training = cases()[name]
     small = Training(**{**vars(training), "batch_size": 1, "length": 2})
@@ -62,8 +63,7 @@ def measure(name: str) -> dict[str, int]:
     baseline = resident()
     step = language_model_step(training)
     step()
-    found = {"resident": resident_peak(step, baseline), "allocated": allocated_peak(step)}
-    return found
+    return {"resident": resident_peak(step, baseline), "allocated": allocated_peak(step)}
 
 
 def predicted_step(plan: Plan) -> int:
@@ -112,7 +112,7 @@ def errors(ratios: list[float]) -> Spread:
 
 def main() -> None:
     """Predict, measure and report."""
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])  # type: ignore[union-attr]
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--only", choices=("tables", "machine"))
     parser.add_argument("--measure", choices=tuple(cases()), help="one case, as JSON")
     given = parser.parse_args()

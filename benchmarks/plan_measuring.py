@@ -1,4 +1,4 @@
-"""Peaks of real training steps on this CPU: what torch's allocator handed out, and resident memory."""
+"""Peaks of real training steps on this CPU: of torch's allocator, and resident."""
 
 import gc
 import json
@@ -19,7 +19,7 @@ Step = Callable[[], object]
 
 
 def allocated_peak(step: Step) -> int:
-    """Most bytes that one call of ``step`` had from torch's allocator at a time, above the start."""
+    """Most bytes that ``step`` had from torch's allocator at a time, above the start."""
     gc.collect()
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiled:
         step()
@@ -55,12 +55,15 @@ def language_model_step(training: Training) -> Step:
     import transformers
 
     torch.manual_seed(0)
-    model: Any = transformers.AutoModelForCausalLM.from_config(training.student)
+    made: Any = transformers.AutoModelForCausalLM
+    model: Any = made.from_config(training.student)
     model.train()
     if training.train == "adapter":
         model = adapted(model, training)
     if training.checkpointing:
-        model.gradient_checkpointing_enable({"use_reentrant": False})
+        model.config.use_cache = False
+        newer = getattr(model, "activation_checkpointing_enable", None)
+        (newer or model.gradient_checkpointing_enable)({"use_reentrant": False})
     optimizer = torch.optim.AdamW((p for p in model.parameters() if p.requires_grad), fused=True)
     tokens = torch.randint(5, 60, (training.batch_size, training.length))
     batch: dict[str, Tensor] = {"input_ids": tokens, "labels": tokens}
@@ -69,9 +72,10 @@ def language_model_step(training: Training) -> Step:
         batch["attention_mask"][0, 0] = 0  # a batch without padding is masked by the kernel alone
 
     def step() -> None:
-        optimizer.zero_grad()
         model(**batch).loss.backward()
         optimizer.step()
+        # Here, so that what is measured frees nothing that was there before it.
+        optimizer.zero_grad()
 
     return step
 
@@ -87,17 +91,18 @@ def adapted(model: nn.Module, training: Training) -> nn.Module:
         target_modules=training.target_modules,  # type: ignore[arg-type]
         lora_dropout=training.dropout,
     )
-    return get_peft_model(model, config)  # type: ignore[arg-type]
+    return get_peft_model(model, config)
 
 
 def quantize(model: nn.Module, training: Training) -> None:
     """Put bitsandbytes' layers in the place of all linear ones but the head."""
     import bitsandbytes as bnb
 
+    four_bit: Any = vars(bnb.nn)["Linear4bit"]
     for name, layer in list(model.named_modules()):
         if not isinstance(layer, nn.Linear) or name == "lm_head":
             continue
-        made = bnb.nn.Linear4bit(
+        made = four_bit(
             layer.in_features,
             layer.out_features,
             bias=layer.bias is not None,

@@ -13,7 +13,7 @@ from torch import Tensor
 from lightning_kd.callbacks import StudentAveraging
 from lightning_kd.data import BenchmarkDataModule
 from lightning_kd.evaluation import Evaluation
-from lightning_kd.methods import TaskModule
+from lightning_kd.methods import AdapterModule, TaskModule
 from lightning_kd.nested import Nested
 from lightning_kd.report import (
     Result,
@@ -111,10 +111,10 @@ class Outcome:
             sizes_or_whole: Sequence[int | None] = chosen or [None]
             exports = {size: self._export_folder(size) for size in sizes_or_whole}
             for size, folder in exports.items():
-                if size is None:
-                    self._export_whole(folder)
-                else:
+                if size is not None and isinstance(module, AdapterModule):
                     module.export(folder, size)
+                else:
+                    self._export_whole(folder, size)
         write_report(self.run_dir, summary, references, chosen, exports, self.baseline)
         show(summary, self.run_dir, chosen, exports)
 
@@ -123,14 +123,14 @@ class Outcome:
         averages = any(isinstance(c, StudentAveraging) for c in vars(self.trainer)["callbacks"])
         return type(self.module).__name__ + (" + StudentAveraging" if averages else "")
 
-    def _export_whole(self, folder: Path) -> None:
+    def _export_whole(self, folder: Path, size: int | None = None) -> None:
         """The model with what makes its inputs (a tokenizer), without which it is of no use."""
         with TemporaryDirectory() as written:
             self.datamodule.save_processing(Path(written))
             files = list(Path(written).iterdir())
             for file in files:  # of an earlier export, which replaces no files but its own
                 (folder / file.name).unlink(missing_ok=True)
-            self.module.export(folder)
+            self.module.export(folder, size)
             for file in files:
                 shutil.copyfile(file, folder / file.name)
 

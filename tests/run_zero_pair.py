@@ -30,6 +30,7 @@ from tests.conformance.matrix import TinyData, fit, trainer, weights
 TRAINED: dict[str, dict[str, Any]] = {
     "DyLoRA": {"optimizer_semantics": "dense"},
     "FineTuning": {},
+    "SoFT": {},
 }
 STAGES = (2, 3)
 STEPS, WRITTEN = 5, 2

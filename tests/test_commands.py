@@ -112,7 +112,7 @@ def test_the_installed_command_is_this_one() -> None:
     assert project["scripts"] == {"lightning-kd": "lightning_kd.commands:main"}
 
 
-@pytest.mark.parametrize("command", ["export", "methods", "assets", "report"])
+@pytest.mark.parametrize("command", ["export", "methods", "plan", "assets", "report"])
 def test_every_command_has_help(command, capsys) -> None:
     with pytest.raises(SystemExit) as end:
         main([command, "--help"])

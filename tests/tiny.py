@@ -4,13 +4,9 @@
 conformance matrix fails on what is missing.
 """
 
-import atexit
 import copy
-import shutil
-import tempfile
 from collections.abc import Callable
 from functools import cache
-from pathlib import Path
 from typing import Any, TypeVar
 
 import lightning as L
@@ -31,10 +27,8 @@ from lightning_kd.methods import (
     TaskModule,
     VanillaKD,
 )
-from lightning_kd.models import load_model
-from lightning_kd.nn import CifarResNet
 from lightning_kd.paper_schedules import StepPsi
-from lightning_kd.tasks import CausalLM, Image, Task
+from lightning_kd.tasks import Task
 from tests.tiny_data import (
     TASKS,
     VOCABULARY,
@@ -48,13 +42,16 @@ from tests.tiny_data import (
     squad_folder,
     sst2_folder,
     tokenizer_folder,
+    trivia_folder,
     writer_tokenizer,
 )
+from tests.tiny_models import config, model, model_folder, named_model, writer_folder
 from tests.trajectories import followed
 
-__all__ = [  # of tests/tiny_data.py, where a test may as well find them here
-    "TASKS", "VOCABULARY", "WORDS", "batch", "digits_folder", "films_folder", "hellaswag_folder",
-    "loader", "spans", "squad_folder", "sst2_folder", "tokenizer_folder", "writer_tokenizer",
+__all__ = [  # of tests/tiny_data.py and tests/tiny_models.py, where a test may as well find them
+    "TASKS", "VOCABULARY", "WORDS", "batch", "config", "digits_folder", "films_folder",
+    "hellaswag_folder", "loader", "model", "model_folder", "named_model", "spans", "squad_folder",
+    "sst2_folder", "tokenizer_folder", "trivia_folder", "writer_folder", "writer_tokenizer",
 ]  # fmt: skip
 
 Made = TypeVar("Made", bound=nn.Module)
@@ -66,83 +63,6 @@ NOT_CLAIMED = dict.fromkeys(("DyLoRA", "LoRA", "QDyLoRA"), ("images",))
 Of texts it is the methods that are for them which are named, in `WRITE`, and those that are for
 nothing else, in `ONLY_WRITE`.
 """
-
-
-def config(kind: str = "bert", **changes: Any) -> Any:
-    """A transformers config of some hundred weights: bert, roberta, gpt2 or llama."""
-    import transformers
-
-    wide = {"hidden_size": 8, "num_hidden_layers": 2, "num_attention_heads": 2}
-    bert = {**wide, "intermediate_size": 16, "max_position_embeddings": 24}
-    no_dropout = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
-    match kind:
-        case "bert":
-            made: Any = transformers.BertConfig
-            settings = {**bert, **no_dropout}
-        case "roberta":
-            made = transformers.RobertaConfig
-            settings = {**bert, **no_dropout, "pad_token_id": 1}
-        case "gpt2":
-            made = transformers.GPT2Config
-            settings = {"n_embd": 8, "n_layer": 2, "n_head": 2, "n_positions": 24}
-            settings |= dict.fromkeys(("resid_pdrop", "embd_pdrop", "attn_pdrop"), 0)
-            settings |= {"bos_token_id": 0, "eos_token_id": 0}
-        case "llama":
-            made = transformers.LlamaConfig
-            settings = {**wide, "intermediate_size": 16, "num_key_value_heads": 1}
-            settings |= {"max_position_embeddings": 24, "eos_token_id": 0}
-        case _:
-            raise ValueError(f"there is no tiny {kind!r}")
-    return made(**{"vocab_size": VOCABULARY, **settings, **changes})
-
-
-def model(
-    kind: str = "bert",
-    task: Task = TASKS["classification"],
-    seed: int = 0,
-    *,
-    batch_norm: bool = True,
-) -> nn.Module:
-    """A randomly initialized model, the same one for the same seed, in eval mode.
-
-    For images it is a ResNet-8 whatever the kind, and ``batch_norm`` its normalization.
-    """
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        if isinstance(task, Image):
-            norm: Any = "batch" if batch_norm else "group"
-            return CifarResNet(8, task.labels, task.num_channels, width=2, norm=norm).eval()
-        if isinstance(task, CausalLM) and kind == "bert":  # which reads both ways
-            kind = "llama"
-        return load_model(config(kind), task).eval()
-
-
-def model_folder(folder: Path, kind: str = "bert", seed: int = 0, **changes: Any) -> Path:
-    """A Hugging Face folder with weights and tokenizer, for what takes names."""
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        task = TASKS["text" if kind == "llama" else "classification"]
-        made = load_model(config(kind, **changes), task)
-    made.save_pretrained(folder)  # type: ignore[operator]
-    return tokenizer_folder(folder)
-
-
-def writer_folder(folder: Path, kind: str = "llama", seed: int = 0, **changes: Any) -> Path:
-    """The same of a language model."""
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        settings = {"eos_token_id": 2, "pad_token_id": 0, **changes}
-        made = load_model(config(kind, **settings), TASKS["text"])
-    made.save_pretrained(folder)  # type: ignore[operator]
-    return writer_tokenizer(folder)
-
-
-@cache
-def named_model(kind: str = "bert", layers: int = 2, **changes: Any) -> str:
-    """A folder of `model_folder`, the same for the whole session; ``llama`` writes texts."""
-    folder = Path(tempfile.mkdtemp(prefix="lightning-kd-tiny-"))
-    atexit.register(shutil.rmtree, folder, ignore_errors=True)
-    return str(model_folder(folder, kind, seed=5, num_hidden_layers=layers, **changes))
 
 
 def taught(task: str | Task, sure: bool = False) -> dict[str, Any]:

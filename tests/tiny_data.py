@@ -138,6 +138,20 @@ def films_folder(folder: Path, train: int = 32, dev: int = 12, test: int = 8) ->
     return folder
 
 
+def trivia_folder(folder: Path, train: int = 32, dev: int = 12) -> Path:
+    """TriviaQA's published files, to be answered by a word of the question."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for split, count, first in (("train", train, 0), ("dev", dev, train)):
+        rows: list[Any] = []
+        for number in range(first, first + count):
+            words = [WORDS[(number * step) % len(WORDS)] for step in (1, 3, 7)]
+            answer = {"Value": words[0], "Aliases": words[:1], "NormalizedAliases": words[:1]}
+            row = {"Question": " ".join(words), "QuestionId": f"q{number}", "Answer": answer}
+            rows.append(row)
+        (folder / f"unfiltered-web-{split}.json").write_text(json.dumps({"Data": rows}))
+    return folder
+
+
 def sst2_folder(folder: Path, train: int = 32, dev: int = 12, test: int = 8) -> Path:
     """SST-2 as published (with labels in test.tsv): the first word decides the label."""
     generator = torch.Generator().manual_seed(0)

@@ -163,8 +163,8 @@ class WebNLG(FactsDataModule):
     """WebNLG 2017 (Gardent et al., 2017): triples of DBpedia; the test has categories of its own.
 
     Files: `train.json`, `dev.json`, `test.json`. Names such as `bleu_unseen` are scores of the
-    categories that training has not (the dev set has none: no number). Arguments are those of
-    `FactsDataModule`.
+    categories that training has not; the dev set has none, and no such score. Arguments are those
+    of `FactsDataModule`.
 
     >>> WebNLG.tasks["webnlg"].metric_names[2:5]
     ('bleu', 'bleu_seen', 'bleu_unseen')

@@ -50,7 +50,7 @@ class GenerationDataModule(TextDataModule, ABC):
             Losses and counts of targets are those of the same texts in rows of their own.
             Evaluations are never packed.
         generate_examples: for how many examples of an evaluation a text is written and scored; 0:
-            none, and the metrics of texts are not known. The predict stage writes all.
+            none, and there are no scores of texts. The predict stage writes all.
         options: see `TextDataModule`.
     """
 
@@ -156,7 +156,7 @@ class GenerationDataModule(TextDataModule, ABC):
 
     @property
     def _tokenizing(self) -> list[Any]:
-        return ["texts", self.max_length, self.chat]
+        return ["prompts and texts", self.max_length, self.chat]
 
     def _tokenize(self, examples: "Dataset") -> Any:
         return tokenize_texts(examples, self.tokenizer, self.max_length, chat=self.chat)

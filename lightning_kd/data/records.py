@@ -11,6 +11,8 @@ __all__ = ["Record", "field", "files_of", "from_hub", "json_records", "text_of"]
 Record = tuple[str, Mapping[str, Any]]
 """Where an object was found, for messages, and the object."""
 
+_KINDS: Mapping[type, str] = {str: "text", list: "list", dict: "object"}
+
 
 def files_of(folder: Path, patterns: Mapping[str, Sequence[str]]) -> dict[str, list[Path]]:
     """For each split the files of the first of its patterns that fits any; splits without: none."""
@@ -77,7 +79,7 @@ def from_hub(name: str, config: str | None = None) -> dict[str, list[Record]]:
 
 
 def field(where: str, row: Any, name: str, kind: type = str) -> Any:
-    """What an object has under a name, when it is of a kind: a text, unless told otherwise.
+    """What an object has under a name, when it is of a kind: `str` (default), `list` or `dict`.
 
     Raises:
         ValueError: It has not; the place is named.
@@ -85,7 +87,7 @@ def field(where: str, row: Any, name: str, kind: type = str) -> Any:
     if not isinstance(row, Mapping) or name not in row:
         raise ValueError(f"{where}: there is no {name!r}; give the published file")
     if not isinstance(row[name], kind):
-        wanted = {str: "text", list: "list", dict: "object"}.get(kind, kind.__name__)
+        wanted = _KINDS[kind]
         raise ValueError(f"{where}: {name!r} is no {wanted} but {row[name]!r:.40}")  # noqa: TRY004
     return row[name]
 

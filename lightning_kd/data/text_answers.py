@@ -25,7 +25,7 @@ class TextKey:
 
     Args:
         task: Its `metric_names` are scored; a name such as `bleu_seen` is `bleu` of the examples
-            whose `part` is `seen`, no number where there are none.
+            whose `part` is `seen`.
         examples: Row `idx` for row; column `label` has the true texts (`references`).
         tokenizer: Makes texts of generated tokens.
         scorers: Of generated texts, by metric.
@@ -73,6 +73,8 @@ class TextKey:
     ) -> dict[str, Tensor]:
         """Every metric: of token sums one value per example, of texts what its scorer gives.
 
+        A metric of texts is missing where no text was written that it is of.
+
         A ratio of sums has no value per example. The ones given are its linearization at the sums,
         whose mean is the ratio and whose spread gives the ratio's standard error.
         """
@@ -93,9 +95,10 @@ class TextKey:
         ]
         for name, (scorer, part) in self.scorers.items():
             kept = [(text, truths) for text, truths, x in written if not part or x == part]
-            ours, theirs = [text for text, _ in kept], [truths for _, truths in kept]
-            found[name] = scorer(ours, theirs).double() if kept else torch.tensor(torch.nan)
-        return {name: found[name] for name in self.task.metric_names}
+            if kept:
+                ours, theirs = zip(*kept, strict=True)
+                found[name] = scorer(ours, theirs).double()
+        return {name: found[name] for name in self.task.metric_names if name in found}
 
     def texts(self, idx: Int[Tensor, " n"], records: Float[Tensor, "n 4_plus_n"]) -> dict[int, str]:
         """What the model wrote, by the number of the example, in ascending order."""

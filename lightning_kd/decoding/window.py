@@ -1,6 +1,6 @@
 """How many tokens to draft next, from what came of the drafts so far."""
 
-from typing import Literal
+from typing import Any, Literal
 
 from lightning_kd.functional.speculation import best_window
 
@@ -92,9 +92,10 @@ def make_window(window: Window, draft_cost: float, verify_cost: float = 1.0) -> 
         return AutoWindow(draft_cost, verify_cost)
     if window == "heuristic":
         return HeuristicWindow(4)
-    if not isinstance(window, int) or window < 1:
+    size: Any = window  # a caller may give anything
+    if not isinstance(size, int) or size < 1:
         raise ValueError(f"window must be at least 1, auto or heuristic, got {window!r}")
-    return FixedWindow(window)
+    return FixedWindow(size)
 
 
 __all__ = ["AutoWindow", "FixedWindow", "HeuristicWindow", "Window", "make_window"]

@@ -26,6 +26,7 @@ from lightning_kd.functional.early_exit import (
     agreement_threshold,
     exit_confidence,
 )
+from lightning_kd.functional.exit_analysis import exit_distances, preference_score
 from lightning_kd.functional.four_bit import (
     dequantize_four_bit,
     four_bit_bytes,
@@ -101,6 +102,7 @@ __all__ = [
     "epoch_temperature",
     "evenly_kept",
     "exit_confidence",
+    "exit_distances",
     "forward_loss",
     "four_bit_bytes",
     "four_bit_levels",
@@ -123,6 +125,7 @@ __all__ = [
     "mae_loss",
     "mixed_target",
     "noise_matrix",
+    "preference_score",
     "quantile_margin",
     "quantize_four_bit",
     "relabel",

@@ -173,7 +173,8 @@ def _grams(words: Sequence[str], order: int) -> Grams:
 def _tokenizer() -> Any:
     from sacrebleu.tokenizers.tokenizer_13a import Tokenizer13a
 
-    return Tokenizer13a()
+    make: Any = Tokenizer13a  # it has no annotations
+    return make()
 
 
 def _words(text: str) -> list[str]:
@@ -184,8 +185,11 @@ def _plain(text: str) -> list[str]:
     return re.findall(r"\w+(?:['\u2019.,-]\w+)*", text.lower())
 
 
-def _streams(truths: Sequence[Sequence[str]]) -> list[list[str | None]]:
-    """True texts as sacrebleu wants them: the first of every text, the second, and so on."""
+def _streams(truths: Sequence[Sequence[str]]) -> Any:
+    """True texts as sacrebleu wants them: the first of every text, the second, and so on.
+
+    It takes None where a text has fewer, which its annotations do not say.
+    """
     width = max((len(several) for several in truths), default=0)
     return [[x[k] if k < len(x) else None for x in truths] for k in range(width)]
 

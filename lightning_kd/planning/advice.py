@@ -55,6 +55,11 @@ def _changes(
         half = "bfloat16" if gpu.has_bf16 else "float16"
         changed = replace(training, compute_dtype=getattr(torch, half))
         yield f"--model.compute_dtype {half}", changed
+    yield from _smaller(training)
+
+
+def _smaller(training: Training) -> Iterator[tuple[str, Training]]:
+    """Less of the same: shorter texts, fewer components, fewer examples at a time."""
     if not isinstance(training.task, Image) and training.length > 32:
         shorter = training.length // 2
         yield f"--data.max_length {shorter}", replace(training, length=shorter)

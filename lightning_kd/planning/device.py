@@ -65,13 +65,14 @@ class AsOnGPU(TorchFunctionMode):
         bias = attn_mask
         if bias is not None and bias.dtype == torch.bool:
             bias = torch.empty_like(bias, dtype=q.dtype)  # kernels take it as something to add
-        return _FusedAttention.apply(q, k, v, bias)  # type: ignore[no-untyped-call, no-any-return]
+        return _FusedAttention.apply(q, k, v, bias)  # type: ignore[no-untyped-call]
 
     @staticmethod
-    def _dropout(
-        input: Tensor, p: float = 0.5, training: bool = True, *_: Any, **__: Any
-    ) -> Tensor:
-        return torch.native_dropout(input, p, training)[0] if training and p > 0 else input
+    def _dropout(*args: Any, **kwargs: Any) -> Tensor:
+        given = dict(zip(("input", "p", "training"), args, strict=False)) | kwargs
+        x: Tensor = given["input"]
+        p, training = given.get("p", 0.5), given.get("training", True)
+        return torch.native_dropout(x, p, training)[0] if training and p > 0 else x
 
 
 def _in_fp32(value: Any) -> Any:

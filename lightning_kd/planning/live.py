@@ -5,7 +5,6 @@ from collections import Counter
 from collections.abc import Iterable
 from typing import Any
 
-import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
@@ -14,7 +13,7 @@ from typing_extensions import override
 ACTIVATIONS, GRADIENTS, LOGITS = "activations", "gradients", "logits"
 
 
-class LiveBytes(TorchDispatchMode):
+class LiveBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Within the block, counts the storages that operations make until they are freed.
 
     What autograd keeps, what the loss needs and what a step makes and drops at once are seen alike,
@@ -29,7 +28,7 @@ class LiveBytes(TorchDispatchMode):
     """
 
     def __init__(self, vocabulary: int | None = None) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.vocabulary = vocabulary
         self.live: Counter[str] = Counter()
         self.history: list[tuple[int, int, int]] = []
@@ -91,6 +90,7 @@ class LiveBytes(TorchDispatchMode):
 def tensor_bytes(tensors: Iterable[Tensor]) -> int:
     """Bytes of the storages of tensors, each once.
 
+    >>> import torch
     >>> one = torch.ones(4, 4)
     >>> tensor_bytes([one, one.t(), one[1:]])
     64

@@ -63,7 +63,7 @@ def plan_memory(training: Training) -> Plan:
     ... )
     >>> plan = plan_memory(Training(student=config, length=4, device="cpu"))
     >>> plan.parts["weights, float32"], plan.parts["optimizer"]
-    (6848, 13728)
+    (6768, 13552)
     """
     found = trace(training)
     moment = max(found.fullest, key=sum)

@@ -1,4 +1,4 @@
-"""The networks of a training without their values: fake tensors know shapes, dtypes and lifetimes."""
+"""The networks of a training without their values: fake tensors know shapes and lifetimes."""
 
 import copy
 from collections.abc import Sequence
@@ -38,7 +38,11 @@ class Networks:
         sizes: dict[str, int] = {}
         for tensor in (*self.student.parameters(), *self.student.buffers()):
             sizes_of(sizes, tensor, adapter=_is_factor(names.get(id(tensor), "")))
-        scales = [m.scales for m in self.student.modules() if isinstance(m, PlannedLinear4bit)]
+        scales: list[Tensor] = [
+            m.get_buffer("scales")
+            for m in self.student.modules()
+            if isinstance(m, PlannedLinear4bit)
+        ]
         if scales:
             sizes["weights, uint8"] -= tensor_bytes(scales)
             sizes["weights, 4 bits"] = sizes.pop("weights, uint8")
@@ -84,26 +88,36 @@ def make_networks(training: Training, layers: int | None = None) -> Networks:
         _quantize(
             student,
             whole,
-            training.double_quant,
-            training.compute_dtype,
+            double_quant=training.double_quant,
+            compute=training.compute_dtype,
             old=training.old_bitsandbytes,
         )
     student = _trained(student, heads, training)
     if training.checkpointing:
-        # Recomputing needs no random state here, and reading one is no operation on fake tensors.
-        settings: dict[str, Any] = {"use_reentrant": False, "preserve_rng_state": False}
-        if training.device == "cuda":  # the mode around the step does not reach a backward pass
-            settings["context_fn"] = lambda: (nullcontext(), AsOnGPU())
-        student.gradient_checkpointing_enable(settings)  # type: ignore[operator]
-    teacher = None
-    if training.teacher is not None:
-        teacher = _make(training.teacher, training.task, training)
-        if layers is not None and (stack := layer_stack(teacher)) is not None:
-            keep_layers(teacher, min(layers, len(stack)))
-        if training.teacher_bits == 4:
-            _quantize(teacher, head_modules(teacher), True, torch.float32)
-        teacher.requires_grad_(requires_grad=False).eval()
-    return Networks(student.train(), teacher)
+        _checkpoint(student, training.device)
+    return Networks(student.train(), _teacher(training, layers))
+
+
+def _checkpoint(student: nn.Module, device: str) -> None:
+    # Recomputing needs no random state here, and reading one is no operation on fake tensors.
+    settings: dict[str, Any] = {"use_reentrant": False, "preserve_rng_state": False}
+    if device == "cuda":  # the mode around the step does not reach a backward pass
+        settings["context_fn"] = lambda: (nullcontext(), AsOnGPU())
+    made: Any = student
+    made.config.use_cache = False  # or it is said to be incompatible
+    newer = getattr(made, "activation_checkpointing_enable", None)  # transformers 5.2x renamed it
+    (newer or made.gradient_checkpointing_enable)(settings)
+
+
+def _teacher(training: Training, layers: int | None) -> nn.Module | None:
+    if training.teacher is None:
+        return None
+    teacher = _make(training.teacher, training.task, training)
+    if layers is not None and (stack := layer_stack(teacher)) is not None:
+        keep_layers(teacher, min(layers, len(stack)))
+    if training.teacher_bits == 4:
+        _quantize(teacher, head_modules(teacher), double_quant=True, compute=torch.float32)
+    return teacher.requires_grad_(requires_grad=False).eval()
 
 
 def layer_stack(model: nn.Module) -> nn.ModuleList | None:
@@ -116,7 +130,7 @@ def layer_stack(model: nn.Module) -> nn.ModuleList | None:
 def equal_layers(model: nn.Module) -> int:
     """How many blocks a model is made of that are all alike; 0: they differ, or there are none."""
     stack = layer_stack(model)
-    if stack is None or len(set(getattr(model.config, "layer_types", None) or [0])) > 1:  # type: ignore[union-attr]
+    if stack is None or len(set(getattr(model.config, "layer_types", None) or [0])) > 1:
         return 0
     shapes = {
         tuple((name, tuple(p.shape), p.dtype) for name, p in layer.named_parameters())
@@ -134,10 +148,10 @@ def _make(config: Any, task: Task | None, training: Training) -> nn.Module:
         return load_model(config, task, pretrained=False)
     config = copy.deepcopy(config)  # a task writes its labels into it
     dtype = training.weight_dtype(config)
-    if training.predicts_tokens:
+    if task is None or training.predicts_tokens:
+        language: Any = transformers.AutoModelForCausalLM
         with quiet():
-            head = transformers.AutoModelForCausalLM
-            return with_padding(head.from_config(config, dtype=dtype))
+            return with_padding(language.from_config(config, dtype=dtype))
     config.dtype = dtype
     return load_model(config, task)
 
@@ -145,9 +159,9 @@ def _make(config: Any, task: Task | None, training: Training) -> nn.Module:
 def _quantize(
     model: nn.Module,
     heads: Sequence[str],
+    *,
     double_quant: bool,
     compute: torch.dtype,
-    *,
     old: bool = False,
 ) -> None:
     names = match_linear_layers(model, "all-linear", exclude=heads)
@@ -168,6 +182,10 @@ def _trained(student: nn.Module, heads: Sequence[str], training: Training) -> nn
         for name in heads:
             student.get_submodule(name).requires_grad_(requires_grad=True)
         return student
+    return _with_adapters(student, heads, training)
+
+
+def _with_adapters(student: nn.Module, heads: Sequence[str], training: Training) -> nn.Module:
     saved = training.modules_to_save
     if saved is None:
         saved = [] if training.predicts_tokens else heads

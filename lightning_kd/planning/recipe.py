@@ -1,4 +1,4 @@
-"""A recipe's settings as a `Training`: its file is read and its config parsed; nothing is started."""
+"""A recipe's settings as a `Training`: its file is read, its config parsed, nothing started."""
 
 import ast
 import importlib
@@ -64,7 +64,7 @@ def settings_of(
     Raises:
         SystemExit: They do not parse; the reason is on standard error.
     """
-    import yaml
+    import yaml  # type: ignore[import-untyped]
 
     from lightning_kd.cli import run
 

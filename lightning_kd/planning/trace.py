@@ -95,7 +95,7 @@ def _step(training: Training, layers: int | None) -> tuple[Moment, tuple[Moment,
             there += [*networks.teacher.parameters(), *networks.teacher.buffers()]
         live.ignore(there)
         for parameter in networks.trainable:
-            parameter.register_post_accumulate_grad_hook(
+            parameter.register_post_accumulate_grad_hook(  # type: ignore[no-untyped-call]
                 lambda p: live.is_gradient(p.grad) if p.grad is not None else None
             )
         inside.enter_context(live)

@@ -43,7 +43,7 @@ def test_layers_after_the_exit_add_less() -> None:
 
 
 def test_equal_texts_are_counted(capsys) -> None:
-    given = Namespace(scale=0.05, seed=0, prompts=3, tokens=9)
+    given = Namespace(scale=0.05, seed=0, prompts=3, tokens=18)
     counts = identical(given)
-    assert counts == {"equal_to_greedy": 3, "equal_to_transformers": 3, "prompts": 3}
+    assert counts == {"equal": 3, "equal_to_ours_only": 0, "prompts": 3}
     assert "3 of 3 texts" in capsys.readouterr().out

@@ -1,4 +1,4 @@
-"""E2E, DART and WebNLG as published: one line of facts, every text trained on, each meaning scored."""
+"""E2E, DART and WebNLG as published: all texts are trained on, each meaning is scored once."""
 
 import json
 from typing import Any

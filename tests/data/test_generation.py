@@ -29,8 +29,9 @@ def folders(tmp_path_factory):
 def make(folders, tmp_path):
     def build(task="reviews", tokenizer="bytes", **options) -> Instructions:
         given = {"data_dir": str(folders / task), "cache_dir": str(tmp_path / "cache")}
-        given |= {"max_length": 128, "prompt_template": "{instruction}{input}\n"}
-        return Instructions(task, str(folders / tokenizer), **{**given, **options})
+        given |= {"prompt_template": "{instruction}{input}\n"}
+        more = {"max_length": 128, **given, **options}
+        return Instructions(task, str(folders / tokenizer), **more)
 
     return build
 
@@ -205,7 +206,7 @@ def test_settings_that_make_no_sense(make, options, message) -> None:
 
 
 def test_missing_packages_are_told_before_training(make, monkeypatch) -> None:
-    monkeypatch.setattr("lightning_kd.metrics.find_spec", lambda name: None)
+    monkeypatch.setattr("lightning_kd.metrics.find_spec", lambda _: None)
     with pytest.raises(ImportError, match="rouge-score"):
         make()
     make(generate_examples=0)

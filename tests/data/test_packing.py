@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from lightning_kd.data.encoding import encode
 from lightning_kd.data.packing import Packed, PackedPadding, first_fit
 from lightning_kd.data.texts import TextPadding, tokenize_texts
+from lightning_kd.models import load_model
 from lightning_kd.tasks import CausalLM
 from tests import tiny, tiny_texts
 
@@ -96,7 +97,7 @@ def test_logits_are_those_of_texts_in_rows_of_their_own(texts, kind, attention) 
     split, _ = texts
     packed, rows, alone = both(texts)
     assert max(map(len, packed.bins)) >= 3
-    model = tiny.load_model(tiny.config(kind, vocab_size=tiny_texts.BYTES), TASK).eval()
+    model = load_model(tiny.config(kind, vocab_size=tiny_texts.BYTES), TASK).eval()
     model.set_attn_implementation(attention)  # type: ignore[operator]
     for parameter in model.parameters():
         parameter.normal_(0, 0.5)  # attention that matters
@@ -120,7 +121,7 @@ def test_a_step_s_loss_and_gradients_are_those_of_the_texts_alone(texts, kind) -
     _, rows, alone = both(texts)
     found = []
     for batch in (rows, alone):
-        model = tiny.load_model(tiny.config(kind, vocab_size=tiny_texts.BYTES), TASK)
+        model = load_model(tiny.config(kind, vocab_size=tiny_texts.BYTES), TASK)
         with torch.no_grad():
             for k, parameter in enumerate(model.parameters()):
                 parameter.normal_(0, 0.3, generator=torch.Generator().manual_seed(k))

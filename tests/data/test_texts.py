@@ -93,7 +93,7 @@ def test_prompt_and_text_that_would_melt_together_stay_apart(tmp_path) -> None:
     from transformers import PreTrainedTokenizerFast
 
     inner = Tokenizer(models.BPE(vocab={"a": 0, "b": 1, "ab": 2, "</s>": 3}, merges=[("a", "b")]))
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=inner, eos_token="</s>")
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=inner, eos_token="</s>")  # noqa: S106
     assert tokenizer("ab").input_ids == [2]
     assert encoded(tokenizer, ("a", "ba")) == [([0, 1, 0, 3], 1)]
 
@@ -128,7 +128,7 @@ def test_nothing_at_all_goes_on_from_an_end_token(made) -> None:
 def test_without_an_end_token_a_model_would_never_stop(made) -> None:
     tokenizer = made()
     tokenizer.eos_token = None
-    with pytest.raises(ValueError, match="has no end token.*set its eos_token"):
+    with pytest.raises(ValueError, match=r"has no end token.*set its eos_token"):
         encoded(tokenizer, ("a", "b"))
 
 

@@ -113,7 +113,7 @@ def test_scores_of_written_names(trivia, tmp_path) -> None:
     assert scores["case_sensitive_match"].tolist() == [0, 0, 1]
     assert scores["exact_match"].tolist() == [1, 0, 1]
     torch.testing.assert_close(scores["f1"].float(), torch.tensor([1, 2 / 3, 1]))
-    assert list(scores)[0] == data.spec.monitor == "perplexity"
+    assert next(iter(scores)) == data.spec.monitor == "perplexity"
 
 
 def test_the_hub_gives_what_the_files_give(trivia, tmp_path, monkeypatch) -> None:

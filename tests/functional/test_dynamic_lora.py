@@ -208,3 +208,13 @@ def test_the_svd_cut_shares_each_singular_value_evenly() -> None:
     cut_a, cut_b = truncate_svd(a, b, 3)
     torch.testing.assert_close(cut_a.norm(dim=1), cut_b.norm(dim=0))
     torch.testing.assert_close(cut_a.norm(dim=1).square(), torch.linalg.svdvals(b @ a)[:3])
+
+
+def test_the_output_may_be_changed_in_place() -> None:
+    """Falcon's blocks add to what their linear layers return."""
+    a, b, base = torch.ones(2, 4), torch.ones(3, 2), torch.zeros(1, 2, 3, requires_grad=True)
+    output = dynamic_lora(base * 1, torch.ones(1, 2, 4), a, b, rank=2, scale=1.0)
+    output += 1.0
+    output.sum().backward()
+    assert torch.equal(output, torch.full((1, 2, 3), 9.0))
+    assert torch.equal(base.grad, torch.ones(1, 2, 3))

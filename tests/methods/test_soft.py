@@ -179,6 +179,7 @@ def test_separate_heads_train_alone_and_leave_as_plain_heads(tied, tmp_path) -> 
             module.export(tmp_path / str(size), size)
             again = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / str(size))
             assert set(again.state_dict()) <= set(module.student.state_dict())
+            assert again.config.tie_word_embeddings == (tied and size == DEPTH)
             module.resize(size)
             expected = TASK.predict(again, batch()).logits
             assert torch.equal(module.predict(batch()).logits, expected)
@@ -207,6 +208,10 @@ def test_trainable_weights_of_a_size_are_those_of_the_truncated_model() -> None:
         for size in EXITS:
             cut = independently_cut(module.student, size)
             assert module.num_trainable_parameters(size) == cut.num_parameters()
+            separate = soft(tied=tied, head="per_exit")
+            # a head of its own comes beside the embedding, or in the place of the model's
+            more = NEW_WEIGHTS if tied and size < DEPTH else 0
+            assert separate.num_trainable_parameters(size) == cut.num_parameters() + more
 
 
 def test_a_checkpoint_with_heads_answers_as_before(tmp_path) -> None:

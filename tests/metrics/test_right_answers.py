@@ -101,7 +101,7 @@ def test_a_metric_that_cannot_be_had_says_why(monkeypatch) -> None:
     with pytest.raises(ValueError, match=r"there is no metric 'blue'; choose from bleu"):
         check_metric("blue")
     assert base_and_part("exact_match") == ("exact_match", "")
-    monkeypatch.setattr(metrics, "find_spec", lambda name: None)
+    monkeypatch.setattr(metrics, "find_spec", lambda _: None)
     with pytest.raises(ImportError, match=r"rouge_l needs the package rouge-score; .*\[llm\]"):
         check_metric("rouge_l")
     check_metric("cider")

@@ -48,6 +48,8 @@ RECIPES = {
     "lora_glue": "LoRA",
     "noisy_label_kd_glue": "NoisyLabelKD",
     "vanilla_kd_cifar": "VanillaKD",
+    "soft_alpaca": "SoFT",
+    "soft_triviaqa": "SoFT",
     "qdylora_alpaca": "QDyLoRA",
     "qdylora_gsm8k": "QDyLoRA",
     "qdylora_triviaqa": "QDyLoRA",
@@ -74,7 +76,10 @@ BENCHMARKS: dict[str, type[BenchmarkDataModule]] = {
     "webnlg": WebNLG,
 }
 """The data of each recipe, by the end of its name."""
-WRITTEN = {"alpaca": ("reviews", tiny.films_folder)}
+WRITTEN = {
+    "alpaca": ("reviews", tiny.films_folder),
+    "triviaqa": ("triviaqa", tiny.trivia_folder),
+}
 """Where answers are texts: the task of the tiny files, and what makes them."""
 
 every_recipe = pytest.mark.parametrize("stem", RECIPES)
