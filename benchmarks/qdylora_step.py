@@ -149,7 +149,8 @@ def main() -> None:
     module.student.train()
     twin = peft_twin(given)
     copy_factors(module.student, twin)
-    batches = text_batches(given, module.student.config.vocab_size)  # type: ignore[union-attr]
+    student: Any = module.student
+    batches = text_batches(given, student.config.vocab_size)
 
     def ours(batch: Batch) -> Tensor:
         return module.objective(batch)["hard"]

@@ -119,8 +119,7 @@ def check_device(device: torch.device, backend: str) -> None:
         )
     if backend != "bitsandbytes":
         return
-    import bitsandbytes as bnb
-
+    bnb: Any = importlib.import_module("bitsandbytes")
     if device.type not in bnb.supported_torch_devices:
         raise ValueError(f"bitsandbytes has no four-bit layers on {device.type}; {way_out}")
     if device.type == "cuda" and torch.cuda.get_device_capability(device) < (6, 0):
@@ -157,8 +156,7 @@ def choose_compute_dtype(wanted: str, device: torch.device) -> tuple[torch.dtype
 def paged_adamw(groups: list[dict[str, Any]], rate: float) -> Optimizer:
     """AdamW with 32-bit states that move to the host's memory when the GPU's is full."""
     require_bitsandbytes()
-    import bitsandbytes as bnb
-
+    bnb: Any = importlib.import_module("bitsandbytes")
     made: Optimizer = bnb.optim.PagedAdamW32bit(groups, lr=rate)
     return made
 

@@ -11,8 +11,8 @@ import pytest
 import torch
 from torch import nn
 
-from lightning_kd import quantization
 from lightning_kd.base_record import RECORD, BaseRecord, record_of, warn_of_another_base
+from lightning_kd.methods import QDyLoRA
 from lightning_kd.models import head_modules
 from lightning_kd.nn import FourBitLinear, dense_weight, is_four_bit
 from lightning_kd.nn.dynamic_lora import linear_shape
@@ -26,6 +26,7 @@ from lightning_kd.quantization import (
 from tests import tiny
 
 TASK = tiny.TASKS["classification"]
+UNKNOWN: Any = "int4"
 KINDS = pytest.mark.parametrize("kind", ["bert", "roberta", "gpt2", "llama"])
 
 
@@ -84,6 +85,7 @@ def test_a_model_in_16_bits_runs_with_norms_in_32_and_the_head_in_its_own_type(k
     assert {p.dtype for m in wide for p in m.parameters()} == {torch.float32}
     embeddings = [m for m in model.modules() if isinstance(m, nn.Embedding)]
     assert {m.weight.dtype for m in embeddings} == {dtype}
+    assert {m(torch.zeros(1, dtype=torch.long)).dtype for m in embeddings} == {torch.float32}
     answer = logits(model)
     assert answer.dtype == dtype  # the head's
     expected = logits(quantized(kind))
@@ -100,8 +102,8 @@ def test_excluded_modules_are_named_whole_or_by_suffix() -> None:
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda m: quantize(m, "int4"), "quantization must be nf4 or fp4, got 'int4'"),
-        (lambda m: quantize(m, backend="gptq"), "backend must be .* got 'gptq'"),
+        (lambda m: quantize(m, UNKNOWN), "quantization must be nf4 or fp4, got 'int4'"),
+        (lambda m: quantize(m, backend=UNKNOWN), "backend must be .* got 'int4'"),
         (
             lambda m: quantize(m, backend="reference", exclude=["bert", "classifier"]),
             r"BertForSequenceClassification has no linear layer outside \['bert', 'classifier'\]",
@@ -154,7 +156,7 @@ def test_the_compute_type_is_the_device_s(
     wanted, device, capability, dtype, reason, monkeypatch
 ) -> None:
     cuda = {"get_device_capability": lambda _: capability, "get_device_name": lambda _: "V100"}
-    monkeypatch.setattr(quantization.torch, "cuda", SimpleNamespace(**cuda))
+    monkeypatch.setattr(torch, "cuda", SimpleNamespace(**cuda))
     found, why = choose_compute_dtype(wanted, torch.device(device))
     assert found == dtype
     assert re.search(reason, why)
@@ -178,6 +180,8 @@ def test_a_record_says_what_the_base_is_and_tells_weights_apart() -> None:
     assert ours.compute_dtype == "float32"
     assert ours == record()
     model = quantized()
+    adapted = QDyLoRA(tiny.model(), TASK, max_rank=2, backend="reference")
+    assert record_of(adapted.student.named_modules()) == ours
     scales = next(p for n, p in model.named_parameters() if n.endswith("outer_scales"))
     scales.view(torch.float32).mul_(2)  # the same codes, another weight
     assert record_of(model.named_modules()) != ours
@@ -191,7 +195,7 @@ def test_both_backends_have_the_same_record() -> None:
         with torch.no_grad():
             for parameter in model.parameters():
                 parameter.normal_(generator=torch.Generator().manual_seed(0))
-        quantize(model, backend=backend, double_quant=False)  # type: ignore[arg-type]
+        quantize(model, backend=backend, double_quant=False)
         found.append(record_of(model.named_modules()))
     assert found[0] == found[1]
 

@@ -160,11 +160,10 @@ class QDyLoRA(DyLoRA):
     def setup(self, stage: str) -> None:
         super().setup(stage)
         strategy = self.trainer.strategy
-        sharded = type(strategy).__name__ in ("FSDPStrategy", "ModelParallelStrategy")
-        if sharded or getattr(strategy, "zero_stage_3", False):
+        if getattr(strategy, "zero_stage_3", False):  # of FSDP `mark_matrices` says so
             raise ValueError(
-                f"{type(strategy).__name__} would shard codes as if they were weights; use the ddp "
-                "strategy, or deepspeed_stage_2"
+                f"{type(strategy).__name__} would shard codes as if they were weights in stage 3; "
+                "use the ddp strategy, or stage 2"
             )
         device = strategy.root_device
         check_device(device, self.backend)

@@ -5,6 +5,7 @@ which hands the gradient on to lower layers and none to the weight.
 """
 
 import copy
+import importlib
 from typing import Any, cast
 
 import torch
@@ -92,7 +93,8 @@ class FourBitLinear(nn.Linear):
             compute = torch.get_autocast_dtype(input.device.type)
         elif input.dtype == torch.float64:
             compute = torch.float64
-        bias = None if self.bias is None else self.bias.to(compute)
+        bias: Tensor | None = self.bias
+        bias = None if bias is None else bias.to(compute)
         output: Tensor = _DecodedLinear.apply(input.to(compute), bias, self)  # type: ignore[no-untyped-call]
         return output.to(input.dtype)
 
@@ -120,9 +122,8 @@ def bitsandbytes_linear(
         ValueError: It decodes this shape wrongly: release 0.50 does on processors with AVX-512
             where the inputs are a multiple of 16 and not of 64.
     """
-    import bitsandbytes as bnb
-
-    settings = {"compress_statistics": double_quant, "quant_type": kind}
+    bnb = _bitsandbytes()
+    settings: dict[str, Any] = {"compress_statistics": double_quant, "quant_type": kind}
     out_features, in_features = weight.shape
     layer: Any = bnb.nn.Linear4bit(
         in_features, out_features, bias is not None, compute_dtype, device="meta", **settings
@@ -141,10 +142,14 @@ def bitsandbytes_linear(
     return cast(nn.Linear, layer)
 
 
-def _decodes_well(layer: nn.Module) -> bool:
+def _bitsandbytes() -> Any:
+    return importlib.import_module("bitsandbytes")
+
+
+def _decodes_well(layer: Any) -> bool:
     codes, scales, *nested = packed_tensors(layer)
     outer = torch.cat((nested[0], nested[1][None])) if nested else None
-    kind = layer.weight.quant_state.quant_type  # type: ignore[union-attr, operator]
+    kind = layer.weight.quant_state.quant_type
     theirs = dense_weight(layer)
     packed = FourBitWeight(codes.reshape(-1), scales, outer)
     return torch.allclose(dequantize_four_bit(packed, theirs.shape, kind), theirs)
@@ -170,8 +175,7 @@ def dense_weight(layer: nn.Module) -> Float[Tensor, "m d"]:
     """The weight that a quantized layer stands for, in fp32."""
     if isinstance(layer, FourBitLinear):
         return layer.decoded()
-    import bitsandbytes as bnb
-
+    bnb = _bitsandbytes()
     weight: Any = layer.weight
     state = copy.copy(weight.quant_state)
     state.dtype = torch.float32

@@ -61,7 +61,7 @@ def test_at_the_start_every_rank_answers_as_the_quantized_base(kind, backend) ->
     module = made(kind, backend).eval()
     expected = [logits(module, rank) for rank in range(1, 5)]
     for layer in module.adapters.values():
-        layer.forward = layer.base_layer.forward  # type: ignore[method-assign, assignment]
+        layer.forward = layer.base_layer.forward  # type: ignore[method-assign]
     bare = logits(module, 1)
     assert all(torch.equal(found, bare) for found in expected)
 
@@ -107,14 +107,14 @@ def test_recomputing_layers_changes_no_gradient_and_no_rank(kind, backend) -> No
         assert set(used) == {2}
         assert len(used) == 4 * len(module.adapters) * (2 if checkpointing else 1)
         grads.append({n: p.grad for n, p in module.named_parameters() if p.requires_grad})
-    assert all(grads[0][name].any() for name in grads[0] if "lora" in name)
+    assert all(bool(g is not None and g.any()) for n, g in grads[0].items() if "lora" in n)
     for name, grad in grads[0].items():
         torch.testing.assert_close(grad, grads[1][name], rtol=1e-5, atol=1e-7)
 
 
 @BACKENDS
 def test_a_checkpoint_has_no_base_and_a_resumed_run_ends_the_same(backend, tmp_path) -> None:  # Q16
-    settings = {"dropout": 0.2, "learning_rate": 0.01}
+    settings: dict[str, Any] = {"dropout": 0.2, "learning_rate": 0.01}
     whole, resumed = made(backend=backend, **settings), made(backend=backend, **settings)
     fit(whole, folder=tmp_path)
     saved = torch.load(tmp_path / "step=2.ckpt", weights_only=True)["state_dict"]
@@ -227,7 +227,9 @@ def test_a_strategy_that_shards_codes_is_refused(name) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         module._trainer = SimpleNamespace(strategy=strategy, is_global_zero=True)  # type: ignore[assignment]
-    with pytest.raises(ValueError, match=f"{name} would shard codes"):
+    with pytest.raises(
+        ValueError, match=f"{name} (cannot distribute .* quantized|would shard codes)"
+    ):
         module.setup("fit")
 
 

@@ -53,7 +53,7 @@ def with_peft(model: nn.Module, folder: Path) -> nn.Module:
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", ".*fan_in_fan_out.*")
         warnings.filterwarnings("ignore", ".*is_gradient_checkpointing.*", FutureWarning)
-        return PeftModel.from_pretrained(model, str(folder)).eval()  # type: ignore[arg-type]
+        return PeftModel.from_pretrained(model, str(folder)).eval()
 
 
 @KINDS
@@ -86,7 +86,7 @@ def test_an_exported_rank_answers_bit_for_bit_on_the_same_codes(
         folder = tmp_path / f"rank_{rank}"
         module.export(folder, rank)
         student = base(kind)
-        quantize(student, backend=backend, exclude=head_modules(student))  # type: ignore[arg-type]
+        quantize(student, backend=backend, exclude=head_modules(student))
         assert torch.equal(answer(with_peft(student, folder)), answer(module, rank))
 
 

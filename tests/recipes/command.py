@@ -14,12 +14,16 @@ from lightning_kd import methods
 from lightning_kd.cli import RecipeCLI, run
 from lightning_kd.data import (
     CIFAR,
+    DART,
+    E2E,
     GLUE,
+    GSM8K,
     BenchmarkDataModule,
     HellaSwag,
     Instructions,
     SQuAD,
     TriviaQA,
+    WebNLG,
 )
 from tests import tiny
 from tests.kill import ROOT
@@ -30,7 +34,10 @@ RECIPES = {
     "continuation_kd_cifar": "ContinuationKD",
     "annealing_kd_squad": "AnnealingKD",
     "continuation_kd_glue": "ContinuationKD",
+    "dylora_dart": "DyLoRA",
+    "dylora_e2e": "DyLoRA",
     "dylora_glue": "DyLoRA",
+    "dylora_webnlg": "DyLoRA",
     "fine_tuning_alpaca": "FineTuning",
     "fine_tuning_cifar": "FineTuning",
     "fine_tuning_glue": "FineTuning",
@@ -44,6 +51,8 @@ RECIPES = {
     "soft_alpaca": "SoFT",
     "soft_triviaqa": "SoFT",
     "qdylora_alpaca": "QDyLoRA",
+    "qdylora_gsm8k": "QDyLoRA",
+    "qdylora_triviaqa": "QDyLoRA",
     "swa_glue": "FineTuning",
     "swa_squad": "FineTuning",
     "pro_kd_cifar": "ProKD",
@@ -57,10 +66,14 @@ RECIPES = {
 BENCHMARKS: dict[str, type[BenchmarkDataModule]] = {
     "alpaca": Instructions,
     "cifar": CIFAR,
+    "dart": DART,
+    "e2e": E2E,
     "glue": GLUE,
+    "gsm8k": GSM8K,
     "hellaswag": HellaSwag,
     "squad": SQuAD,
     "triviaqa": TriviaQA,
+    "webnlg": WebNLG,
 }
 """The data of each recipe, by the end of its name."""
 WRITTEN = {
