@@ -68,10 +68,10 @@ def losses(given: argparse.Namespace, divergence: str, theirs: Any) -> dict[str,
 
     states = [normal(given.tokens, given.width) for _ in range(2)]
     heads = [normal(given.vocabulary, given.width, scale=0.1) for _ in range(2)]
-    logits = [h @ w.t() for h, w in zip(states, heads, strict=True)]
+    logits = states[0] @ heads[0].t(), states[1] @ heads[1].t()
     for tensor in (states[0], heads[0], logits[0]):
         tensor.requires_grad_()
-    settings = (divergence, BETA[divergence], TEMPERATURE, given.chunk_size)
+    settings: Any = (divergence, BETA[divergence], TEMPERATURE, given.chunk_size)
 
     def dense(student: Tensor, teacher: Tensor) -> Tensor:
         value: Tensor = theirs(student, teacher, None, BETA[divergence], TEMPERATURE, "batchmean")

@@ -105,7 +105,9 @@ class _Unreduced(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     @without_autocast
-    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(  # type: ignore[override]  # of what the decorators make less is known
+        ctx: Any, upstream: Tensor
+    ) -> tuple[Tensor | None, ...]:
         hidden, weight, labels, total = ctx.saved_tensors
         upstream = upstream.masked_fill(labels < 0, 0.0)
         scores_of = Scores(weight, min(ctx.size, hidden.shape[0]))
@@ -182,7 +184,9 @@ class _Sum(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     @without_autocast
-    def backward(ctx: Any, upstream: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(  # type: ignore[override]  # of what the decorators make less is known
+        ctx: Any, upstream: Tensor, _: Tensor
+    ) -> tuple[Tensor | None, ...]:
         of_weight, *of_states = (
             None if kept is None else kept * upstream.to(kept.dtype) for kept in ctx.saved_tensors
         )

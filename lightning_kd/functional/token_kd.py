@@ -145,7 +145,9 @@ class _TokenKD(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     @without_autocast
-    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(  # type: ignore[override]  # of what the decorators make less is known
+        ctx: Any, upstream: Tensor
+    ) -> tuple[Tensor | None, ...]:
         student, student_weight, teacher, teacher_weight = ctx.saved_tensors
         divergence, beta, temperature, size = ctx.settings
         of_student = torch.empty_like(student) if ctx.needs_input_grad[0] else None

@@ -145,7 +145,7 @@ class SoFT(TaskModule, Nested):
         shared = [exits] if not self.heads else [[n] for n in exits]
         parts = [
             head_loss(self._head(g[0]), [rows[n] for n in g], labels, w, self.chunk_size)
-            for g, w in zip(shared, weights.split([len(g) for g in shared]), strict=True)
+            for g, w in zip(shared, torch.split(weights, [len(g) for g in shared]), strict=True)
         ]
         losses = torch.cat([losses for _, losses in parts]).sum(1) / count
         self._exit_losses = dict(zip(exits, losses, strict=True))
@@ -265,7 +265,7 @@ class SoFT(TaskModule, Nested):
         assert isinstance(self.task, CausalLM)  # noqa: S101 - checked at the start
         return self.task
 
-    def _head(self, size: int) -> nn.Module:
+    def _head(self, size: int) -> Any:  # a linear layer
         return self._own_head(size) or self.stack.head
 
     def _own_head(self, size: int) -> nn.Module | None:

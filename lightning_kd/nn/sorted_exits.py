@@ -136,7 +136,8 @@ def head_loss(
     Under ZeRO-3 a weight is whole only while its module is called: then chunks go through the
     module, a second time in the backward pass.
     """
-    if head.bias is not None:
+    bias: Any = head.bias  # torch declares that there is one
+    if bias is not None:
         raise TypeError("the head has a bias, which its exits would lack; give a model without")
     if not hasattr(head.weight, "ds_id"):
         return linear_cross_entropy_sum(states, head.weight, labels, weights, chunk_size)

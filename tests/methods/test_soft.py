@@ -73,7 +73,7 @@ def test_the_drawn_exit_expects_the_sorted_gradient() -> None:
 
 
 def loader(batches=1) -> Any:
-    return torch.utils.data.DataLoader([batch()] * batches, batch_size=None)
+    return torch.utils.data.DataLoader([batch()] * batches, batch_size=None)  # type: ignore[arg-type]
 
 
 class Sizes(L.Callback):
