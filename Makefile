@@ -7,7 +7,7 @@ export LIGHTNING_KD_ASSETS ?= $(CURDIR)/assets
 RECOMMENDED := --model.update full --model.scaling alpha/R
 NOT_HERE := not offline and not gpu and not paper
 
-.PHONY: help setup demo test test-fast test-offline lint type format readme assets clean
+.PHONY: help setup demo test test-fast test-offline lint type format readme assets assets-llm clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 16
@@ -30,7 +30,7 @@ test: setup ## all tests that need neither network nor assets (under ten minutes
 test-fast: setup ## the same without the slow and the two-process ones (under two minutes)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 $(PYTEST_ARGS)
 
-test-offline: assets ## tests on the real models and data of the assets folder
+test-offline: assets assets-llm ## tests on the real models and data of the assets folder
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -m "offline and not gpu" --timeout=900 $(PYTEST_ARGS)
 
 lint: setup ## style and spelling
@@ -47,6 +47,9 @@ readme: setup ## rewrite the README's table of methods
 
 assets: setup ## fetch the offline models and data once
 	$(BIN)/lightning-kd assets
+
+assets-llm: setup ## SmolLM2, the offline language model (98 MB, 540 MB unpacked)
+	$(BIN)/lightning-kd assets smollm2
 
 clean: ## remove what the tools made; keeps assets/ and runs/
 	rm -rf .venv .mypy_cache .pytest_cache .ruff_cache .hypothesis .coverage build dist
