@@ -187,14 +187,16 @@ def method(
     seed: int = 0,
     *,
     batch_norm: bool = True,
+    spread: float = 0.02,
     **k: Any,
 ) -> TaskModule:
     """A method on a tiny BERT (ResNet, Llama); equal arguments give equal weights.
 
-    Without ``batch_norm`` no example has a part in the answers to others.
+    Without ``batch_norm`` no example has a part in the answers to others. ``spread`` is the
+    deviation of a Llama's weights.
     """
     task = task or task_for(name)
-    student = model("bert", task, seed, batch_norm=batch_norm)
+    student = model("bert", task, seed, batch_norm=batch_norm, spread=spread)
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         return METHODS[name](student, task, **k)

@@ -50,10 +50,12 @@ def model(
     seed: int = 0,
     *,
     batch_norm: bool = True,
+    spread: float = 0.02,
 ) -> nn.Module:
     """A randomly initialized model, the same one for the same seed, in eval mode.
 
-    For images it is a ResNet-8 whatever the kind, and ``batch_norm`` its normalization.
+    For images it is a ResNet-8 whatever the kind, and ``batch_norm`` its normalization; ``spread``
+    is the deviation of a language model's weights.
     """
     with torch.random.fork_rng():
         torch.manual_seed(seed)
@@ -61,7 +63,7 @@ def model(
             norm: Any = "batch" if batch_norm else "group"
             return CifarResNet(8, task.labels, task.num_channels, width=2, norm=norm).eval()
         if isinstance(task, CausalLM) and kind == "bert":  # which reads both ways
-            kind = "llama"
+            return load_model(config("llama", initializer_range=spread), task).eval()
         return load_model(config(kind), task).eval()
 
 
