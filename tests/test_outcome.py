@@ -8,7 +8,8 @@ from torchmetrics import Metric
 
 from lightning_kd.evaluation import Evaluation
 from lightning_kd.outcome import Outcome
-from lightning_kd.tasks import Prediction
+from lightning_kd.tasks import CausalLM, Prediction
+from lightning_kd.tasks.language import sites
 from tests import tiny
 
 
@@ -17,8 +18,11 @@ def test_resampling_asks_no_other_process(kind, monkeypatch) -> None:
     task = tiny.TASKS[kind]
     evaluation = Evaluation(task)
     shape = (20, 2, 8) if task.ragged else (20, task.num_labels)
+    batch = tiny.batch(20, task)
+    if isinstance(task, CausalLM):
+        shape = (*sites(batch["labels"])[1].shape, tiny.VOCABULARY)
     logits = torch.randn(shape, generator=torch.Generator().manual_seed(0))
-    evaluation.update(Prediction(logits), tiny.batch(20, task), 0.0)
+    evaluation.update(Prediction(logits), batch, 0.0)
     evaluation.compute()
     answers, labels = evaluation.collected()
     outcome = Outcome(None, None, None, Path(), seed=0)  # type: ignore[arg-type]

@@ -28,7 +28,7 @@ from lightning_kd.methods import (
     VanillaKD,
 )
 from lightning_kd.paper_schedules import StepPsi
-from lightning_kd.tasks import Task
+from lightning_kd.tasks import CausalLM, Task
 from tests.tiny_data import (
     TASKS,
     VOCABULARY,
@@ -167,6 +167,10 @@ ARGUMENTS: dict[str, dict[str, Any]] = {
 
 Arguments with another effect are in `tests/conformance/arguments.py`.
 """
+
+
+CACHED = tuple(kind for kind, task in sorted(TASKS.items()) if not isinstance(task, CausalLM))
+"""Kinds of tasks whose answers a teacher's cache keeps: a vocabulary for each token is too much."""
 
 
 def claims(name: str, kind: str) -> bool:

@@ -56,9 +56,9 @@ def four_bit_levels(kind: str) -> Float[Tensor, "16"]:
     """
     match kind:
         case "nf4":
-            return torch.tensor(_NF4)
+            return torch.tensor(_NF4, dtype=torch.float32)  # whatever the default is
         case "fp4":
-            half = torch.tensor(_FP4) / 12
+            half = torch.tensor(_FP4, dtype=torch.float32) / 12
             return torch.cat((half, -half))
     raise ValueError(f"a four-bit kind is one of {', '.join(FOUR_BIT)}, got {kind!r}")
 
@@ -73,9 +73,9 @@ def dynamic_levels() -> Float[Tensor, "256"]:
     >>> len(levels), levels[0], levels[127:129], levels[-1]
     (256, tensor(-0.9930), tensor([0.0000e+00, 5.5000e-07]), tensor(1.))
     """
-    found = [torch.tensor([0.0, 1.0])]
+    found = [torch.tensor([0.0, 1.0], dtype=torch.float32)]
     for i in range(7):
-        edges = torch.linspace(0.1, 1, 2**i + 1)
+        edges = torch.linspace(0.1, 1, 2**i + 1, dtype=torch.float32)
         middles = 10.0 ** (i - 6) * ((edges[:-1] + edges[1:]) / 2)
         found += [middles, -middles]
     return torch.cat(found).sort().values

@@ -89,7 +89,7 @@ def _train_all(folder: Path, rank: int) -> None:
             torch.save(
                 train(name, kind, batch_size=2, devices=2), folder / f"{name} {kind} {rank}.pt"
             )
-    for kind in tiny.TASKS:
+    for kind in tiny.CACHED:
         cache = folder / f"cache of {kind}"
         ways = {"live": None, "capturing": cache, "cached": cache}
         found = {way: taught(kind, kept, devices=2) for way, kept in ways.items()}

@@ -61,7 +61,7 @@ def test_two_processes_give_the_weights_of_one_with_twice_the_batch(
 
 @pytest.mark.ddp
 @pytest.mark.timeout(300)
-@every_task
+@pytest.mark.parametrize("kind", tiny.CACHED)
 def test_two_processes_end_with_the_same_bits_from_a_teacher_and_from_its_cache(
     kind, two_processes
 ) -> None:

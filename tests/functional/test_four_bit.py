@@ -186,3 +186,14 @@ def test_bitsandbytes_has_the_same_codes(kind, double_quant, shape, dtype) -> No
     assert int(apart.max()) <= 1
     assert float((apart > 0).float().mean()) < 0.02
     torch.testing.assert_close(decoded, theirs, rtol=0.02, atol=0)
+
+
+def test_tables_are_fp32_whatever_the_default_type_is() -> None:
+    weight = torch.randn(4, 64, generator=torch.Generator().manual_seed(0))
+    expected = dequantize_four_bit(quantize_four_bit(weight), (4, 64))
+    torch.set_default_dtype(torch.float64)
+    try:
+        assert four_bit_levels("nf4").dtype == four_bit_levels("fp4").dtype == torch.float32
+        assert torch.equal(dequantize_four_bit(quantize_four_bit(weight), (4, 64)), expected)
+    finally:
+        torch.set_default_dtype(torch.float32)

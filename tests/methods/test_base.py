@@ -242,7 +242,7 @@ def test_counts_what_trains() -> None:
             "lr_schedule must be one of linear, cosine, constant, steps, got 'step'",
         ),
         ({"warmup_fraction": 1.5}, "warmup_fraction must be between 0 and 1, got 1.5"),
-        ({"task": "sst-2"}, "there is no task 'sst-2'; choose from cifar10, .*, sst2, stsb"),
+        ({"task": "sst-2"}, "there is no task 'sst-2'; choose from alpaca, .*, sst2, stsb"),
     ],
 )
 def test_a_setting_out_of_range_is_named_before_anything_is_loaded(settings, message) -> None:

@@ -10,7 +10,7 @@ from lightning_kd.methods import FineTuning, VanillaKD
 from lightning_kd.tasks import task_named
 from lightning_kd.teachers import check_vocabulary, load_teacher
 from tests import tiny
-from tests.conformance.matrix import Watch, differing, every_task, fit, weights
+from tests.conformance.matrix import Watch, differing, fit, weights
 
 TASK = tiny.TASKS["classification"]
 
@@ -124,7 +124,7 @@ def asked(module: VanillaKD) -> tuple[list[int], dict[str, torch.Tensor]]:
     return calls, weights(module.student)
 
 
-@every_task
+@pytest.mark.parametrize("kind", tiny.CACHED)
 def test_with_a_cache_each_example_is_asked_once_and_the_weights_are_the_same(
     kind, tmp_path
 ) -> None:
@@ -153,7 +153,7 @@ class Losses(Callback):
         self.seen.append(outputs["loss"].item())
 
 
-@every_task
+@pytest.mark.parametrize("kind", tiny.CACHED)
 def test_losses_with_a_cache_are_those_of_a_live_teacher_bit_for_bit(kind, tmp_path) -> None:
     """Over four epochs, each in another order: live, while the answers are kept, and from them."""
     task, found = tiny.TASKS[kind], []

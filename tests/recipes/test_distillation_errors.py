@@ -1,5 +1,6 @@
 """What a distillation run must refuse, in one sentence, before it costs the user anything."""
 
+import importlib.util
 import json
 import os
 from functools import partial
@@ -127,6 +128,11 @@ def test_settings_that_contradict_are_refused_before_the_teacher_is_trained(
     settings, said, site, tmp_path, capsys, monkeypatch
 ) -> None:
     (tmp_path / "file").touch()
+    found = importlib.util.find_spec
+    missing = {"bitsandbytes"}
+    monkeypatch.setattr(
+        "importlib.util.find_spec", lambda name, *a: None if name in missing else found(name, *a)
+    )
     settings = {k: str(v).replace("{file}", str(tmp_path / "file")) for k, v in settings.items()}
     given = {**PHASES, "trainer.max_epochs": 2, "teacher.epochs": 1, **settings}
     if "trainer.max_epochs" in settings:

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import re
 
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -15,7 +16,8 @@ def test_fine_tuning_writes_a_model_that_transformers_loads(site) -> None:
     assert {split for split, _ in found} == {"validation", "test"}
     perplexity = found["validation", "perplexity"]
     assert 1 < perplexity["value"] < 40  # below the number of words
-    assert perplexity["stderr"] > 0
+    report = (run_dir / "report/report.md").read_text()
+    assert re.search(r"perplexity.*± [1-9.]", report)
     model = AutoModelForCausalLM.from_pretrained(run_dir / "export/model")
     tokenizer = AutoTokenizer.from_pretrained(run_dir / "export/model")
     with torch.no_grad():
