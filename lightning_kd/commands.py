@@ -119,7 +119,13 @@ def _parser() -> ArgumentParser:
 
     exporting = add(export)
     exporting.add_argument("checkpoint", type=Path, help="a .ckpt file that a recipe wrote")
-    exporting.add_argument("--rank", type=int, help="of several; default: the largest")
+    exporting.add_argument(
+        *("--rank", "--layer"),
+        dest="rank",
+        metavar="N",
+        type=int,
+        help="which of several ranks or depths; default: the largest",
+    )
     exporting.add_argument(
         "--output", type=Path, help="folder to write; default: export/rank_<b> in the run's folder"
     )
