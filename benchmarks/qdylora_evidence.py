@@ -8,7 +8,7 @@ affordable on one core. Every finished run is a line of a file, so that a killed
 it was.
 
     python benchmarks/qdylora_evidence.py
-    python benchmarks/qdylora_evidence.py --table runs/qdylora_evidence.jsonl
+    python benchmarks/qdylora_report.py docs/evidence/qdylora.md runs/qdylora_evidence.jsonl
 """
 
 import argparse
@@ -16,10 +16,8 @@ import json
 import logging
 import tempfile
 import warnings
-from collections import defaultdict
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from statistics import mean, stdev
 from time import perf_counter
 from typing import Any
 
@@ -64,7 +62,6 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--arms", nargs="*", default=None, help="only these (qdylora_*, qlora_*)")
     parser.add_argument("--output", type=Path, default=Path("runs/qdylora_evidence.jsonl"))
-    parser.add_argument("--table", type=Path, default=None, help="only print a file's table")
     return parser.parse_args()
 
 
@@ -244,32 +241,9 @@ def arms(ranks: list[int]) -> Iterator[tuple[str, Callable[[Study, int], dict[st
     yield "base", Study.base
 
 
-def table(path: Path) -> str:
-    """Perplexity by arm and rank, mean and deviation over seeds, as Markdown."""
-    found: dict[str, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
-    for record in map(json.loads, path.read_text().splitlines()):
-        for arm, scores in record["scores"].items():
-            for rank, value in scores.items():
-                found[arm][rank].append(value)
-    ranks = sorted({r for scores in found.values() for r in scores if r != "-"}, key=int)
-    lines = [f"| Perplexity | {' | '.join(f'b={r}' for r in ranks)} |"]
-    lines.append("|---" * (len(ranks) + 1) + "|")
-    for arm, scores in found.items():
-        given = [scores.get(r) or scores.get("-", []) for r in ranks]
-        cells = [
-            f"{mean(v):.2f}" + (f" ± {stdev(v):.2f}" if len(v) > 1 else "") if v else "-"
-            for v in given
-        ]
-        lines.append(f"| {arm} | {' | '.join(cells)} |")
-    return "\n".join(lines)
-
-
 def main() -> None:
     """Run what is not done yet."""
     given = parse()
-    if given.table is not None:
-        print(table(given.table))
-        return
     start(argparse.Namespace(**vars(given), seed=0))
     warnings.filterwarnings("ignore")
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
@@ -279,7 +253,7 @@ def main() -> None:
     done = {(record["arm"], record["seed"]) for record in map(json.loads, lines)}
     train, dev = (features(given, rows) for rows in texts(given))
     study = Study(given, train, dev)
-    settings = {k: v for k, v in vars(given).items() if k not in ("output", "arms", "table")}
+    settings = {k: v for k, v in vars(given).items() if k not in ("output", "arms")}
     for seed in range(given.seeds):
         for name, run in arms(study.ranks):
             if (name, seed) in done or (given.arms and name not in given.arms):
@@ -290,7 +264,6 @@ def main() -> None:
             with output.open("a") as file:
                 print(json.dumps({**record, "scores": scores, "settings": settings}), file=file)
             print(name, seed, f"{record['seconds']} s", json.dumps(scores), flush=True)
-    print(table(output))
 
 
 if __name__ == "__main__":
