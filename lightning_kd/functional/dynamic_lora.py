@@ -130,15 +130,23 @@ def dynamic_lora(
     compute = lora_a.dtype
     if torch.is_autocast_enabled(x.device.type):
         compute = torch.get_autocast_dtype(x.device.type)
-    x, lora_a, lora_b = x.to(compute), lora_a.to(compute), lora_b.to(compute)
+    x = x.to(compute)
     if torch.is_grad_enabled():
         output: Tensor = _DynamicLoRA.apply(  # type: ignore[no-untyped-call]
-            base_output.to(compute), x, lora_a, lora_b, rank, scale, num_frozen
+            base_output.to(compute),
+            x,
+            lora_a.to(compute),
+            lora_b.to(compute),
+            rank,
+            scale,
+            num_frozen,
         )
     else:
-        # The copy is a few kilobytes; a strided factor would send BLAS down another path.
-        delta = linear(linear(x, lora_a[:rank]), lora_b[:, :rank].contiguous())
-        output = base_output + delta * scale
+        # Cut before casting: a generated token pays for the active components only. The copy is a
+        # few kilobytes; a strided factor would send BLAS down another path.
+        down = lora_a[:rank].to(compute)
+        up = lora_b[:, :rank].to(compute).contiguous()
+        output = base_output + linear(linear(x, down), up) * scale
     return output.to(dtype)
 
 
