@@ -7,6 +7,7 @@ final name. Here the temporary file lies beside its target and replaces it in on
 
 import contextlib
 import os
+import struct
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -55,7 +56,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         strict = True if weights_only is None else weights_only
         try:
             return super().load_checkpoint(path, map_location, strict)
-        except (RuntimeError, EOFError, KeyError, UnpicklingError) as error:
+        except (RuntimeError, EOFError, KeyError, UnpicklingError, struct.error) as error:
             raise ValueError(_why_unreadable(path, error)) from error
 
 

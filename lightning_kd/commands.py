@@ -2,6 +2,7 @@
 
 from argparse import ArgumentParser
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +11,12 @@ from lightning_kd.errors import USER_ERRORS, explain
 
 def export(checkpoint: Path, rank: int | None = None, output: Path | None = None) -> None:
     """Write a Hugging Face folder from a checkpoint: a PEFT adapter, or a whole model."""
+    from lightning_kd.export import check_replaceable, export_whole
+    from lightning_kd.methods.adapter import AdapterModule
     from lightning_kd.methods.loading import load_method
     from lightning_kd.nested import Nested
 
-    module = load_method(checkpoint)
+    module: Any = load_method(checkpoint)
     if isinstance(module, Nested):
         rank = max(module.sizes) if rank is None else rank
     elif rank is not None:
@@ -21,7 +24,12 @@ def export(checkpoint: Path, rank: int | None = None, output: Path | None = None
         raise ValueError(f"{checkpoint} is of {name}, which has no ranks to choose; drop --rank")
     part = "model" if rank is None else f"{module.size_name}_{rank}"
     folder = output or checkpoint.parent.parent / "export" / part
-    module.export(folder, rank)
+    if output is not None:  # not the run's own: what is there may be somebody's model
+        check_replaceable(folder)
+    if isinstance(module, AdapterModule):
+        module.export(folder, rank)
+    else:
+        export_whole(partial(module.export, size=rank), partial(_save_tokenizer, module), folder)
     _say(f"written: {folder}")
 
 
@@ -164,6 +172,16 @@ def _generating(parser: ArgumentParser) -> None:
         "--thresholds", type=float, nargs="+", help="of the exits: one each, or one for all"
     )
     parser.add_argument(
+        "--calibrate",
+        metavar="FILE",
+        help="set the thresholds on these prompts, one a line, and print them",
+    )
+    parser.add_argument(
+        "--agreement",
+        type=float,
+        help="with --calibrate: share of tokens that are to be the whole model's, default 0.95",
+    )
+    parser.add_argument(
         "--confidence", choices=("max_prob", "margin", "entropy"), default="max_prob"
     )
     parser.add_argument("--draft", help="draft with so many blocks, or auto: tuned on the prompt")
@@ -171,6 +189,20 @@ def _generating(parser: ArgumentParser) -> None:
     parser.add_argument("--tokenizer", help="a folder or name, where the model has none")
     parser.add_argument("--raw", action="store_true", help="without the chat template")
     parser.add_argument("--compare", action="store_true", help="with plain greedy decoding as well")
+
+
+def _save_tokenizer(module: Any, folder: Path) -> None:
+    """That of the model the training began from, where it is still there."""
+    from lightning_kd.decoding.loading import tokenizer_of
+    from lightning_kd.tasks import Image
+
+    student = module.hparams.get("student")
+    if student is None or isinstance(module.task, Image):
+        return
+    try:
+        tokenizer_of(student).save_pretrained(folder)
+    except ValueError:
+        _say(f"written without a tokenizer, which {student} has not")
 
 
 def _say(line: str) -> None:

@@ -2,7 +2,7 @@
 
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,14 +21,10 @@ EXPORTED = ("adapter_*", "README.md", "*config.json", "model*.safetensors", "mod
 """Files of an earlier export, which a new one replaces."""
 
 
-@contextmanager
-def atomic_directory(directory: Path) -> Iterator[Path]:
-    """A folder that appears under its name only when the block ended well, replacing an old one.
-
-    Raises:
-        FileExistsError: The old one holds what no export wrote; it would be lost.
-    """
-    directory = Path(directory)
+def check_replaceable(directory: Path) -> None:
+    """Raise `FileExistsError` for a file, and for a folder with what no export wrote."""
+    if directory.exists() and not directory.is_dir():
+        raise FileExistsError(f"{directory} is a file; give a folder of its own")
     others = [
         found.name
         for found in (directory.iterdir() if directory.exists() else ())
@@ -39,6 +35,17 @@ def atomic_directory(directory: Path) -> Iterator[Path]:
             f"{directory} holds {sorted(others)[0]}, which an export would delete with all the "
             "rest; give a folder of its own"
         )
+
+
+@contextmanager
+def atomic_directory(directory: Path) -> Iterator[Path]:
+    """A folder that appears under its name only when the block ended well, replacing an old one.
+
+    Raises:
+        FileExistsError: See `check_replaceable`.
+    """
+    directory = Path(directory)
+    check_replaceable(directory)
     directory.parent.mkdir(parents=True, exist_ok=True)
     work = Path(tempfile.mkdtemp(prefix=f".{directory.name}-", dir=directory.parent))
     try:
@@ -53,6 +60,27 @@ def atomic_directory(directory: Path) -> Iterator[Path]:
             work.replace(directory)
     finally:
         shutil.rmtree(work, ignore_errors=True)
+
+
+def export_whole(
+    export: Callable[[Path], None], save_processing: Callable[[Path], None], directory: Path
+) -> None:
+    """A model with what makes its inputs (a tokenizer), without which it is of no use.
+
+    Args:
+        export: Writes the model as a folder.
+        save_processing: Writes the other files into one that is there.
+        directory: See `atomic_directory`; other files of these names in it are replaced too.
+    """
+    with tempfile.TemporaryDirectory() as written:
+        save_processing(Path(written))
+        files = list(Path(written).iterdir())
+        # Of an earlier export, which replaces no files but its own.
+        for file in files if directory.is_dir() else ():
+            (directory / file.name).unlink(missing_ok=True)
+        export(directory)
+        for file in files:
+            shutil.copyfile(file, directory / file.name)
 
 
 @dataclass(frozen=True)
@@ -255,8 +283,10 @@ def common_targets(matched: Sequence[str], linear: Sequence[str]) -> list[str]:
 __all__ = [
     "Adapter",
     "atomic_directory",
+    "check_replaceable",
     "common_targets",
     "cut_adapter",
+    "export_whole",
     "paste_adapter",
     "peft_alpha",
     "read_peft",

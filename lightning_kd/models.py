@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
+from safetensors import SafetensorError
 from torch import nn
 
 from lightning_kd.nn.resnet import CifarResNet, depth_of, is_resnet_folder
@@ -50,7 +51,7 @@ def load_model(name_or_path: str | Any, task: Task, *, pretrained: bool = True) 
                 **settings,
                 **_head_settings(task),
             )
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, SafetensorError) as error:
         raise _not_loaded(name_or_path, task, error) from error
     heads = tuple(f"{name}." for name in task_heads(model, task))
     unfit = [*report["missing_keys"], *(key for key, *_ in report["mismatched_keys"])]
@@ -145,7 +146,7 @@ def unreachable(name_or_path: str, error: Exception) -> Exception:
 
 
 def _not_loaded(name_or_path: str, task: Task, error: Exception) -> Exception:
-    if isinstance(error, OSError):
+    if not isinstance(error, ValueError):
         return unreachable(name_or_path, error)
     if isinstance(task, Image):  # transformers would list all its image classifiers
         return ValueError(f"{name_or_path} is no image classifier, which {task.name} needs")

@@ -40,6 +40,11 @@ class Nested(ABC):
         """The sizes that validation reports; all of them unless a method says otherwise."""
         return self.sizes
 
+    @property
+    def selection_sizes(self) -> Sequence[int]:
+        """Of these, those whose mean chooses the best checkpoint: the ones that training is for."""
+        return self.evaluation_sizes
+
     @contextmanager
     def at_size(self, size: int) -> Iterator[None]:
         """Use ``size`` within the block, then whatever was in use before."""

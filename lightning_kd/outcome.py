@@ -1,9 +1,8 @@
 """What a run comes to: its best weights evaluated, sizes chosen, adapters exported, a report."""
 
-import shutil
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import lightning as L
@@ -13,6 +12,7 @@ from torch import Tensor
 from lightning_kd.callbacks import StudentAveraging
 from lightning_kd.data import BenchmarkDataModule
 from lightning_kd.evaluation import Evaluation
+from lightning_kd.export import export_whole
 from lightning_kd.methods import AdapterModule, TaskModule
 from lightning_kd.nested import Nested
 from lightning_kd.report import (
@@ -114,7 +114,8 @@ class Outcome:
                 if size is not None and isinstance(module, AdapterModule):
                     module.export(folder, size)
                 else:
-                    self._export_whole(folder, size)
+                    write = partial(module.export, size=size)
+                    export_whole(write, self.datamodule.save_processing, folder)
         write_report(self.run_dir, summary, references, chosen, exports, self.baseline)
         show(summary, self.run_dir, chosen, exports)
 
@@ -122,17 +123,6 @@ class Outcome:
         """The method's name; with averaging it is another one, whose runs are not the same."""
         averages = any(isinstance(c, StudentAveraging) for c in vars(self.trainer)["callbacks"])
         return type(self.module).__name__ + (" + StudentAveraging" if averages else "")
-
-    def _export_whole(self, folder: Path, size: int | None = None) -> None:
-        """The model with what makes its inputs (a tokenizer), without which it is of no use."""
-        with TemporaryDirectory() as written:
-            self.datamodule.save_processing(Path(written))
-            files = list(Path(written).iterdir())
-            for file in files:  # of an earlier export, which replaces no files but its own
-                (folder / file.name).unlink(missing_ok=True)
-            self.module.export(folder, size)
-            for file in files:
-                shutil.copyfile(file, folder / file.name)
 
     def _choose(self) -> list[int]:
         validation = self.datamodule.eval_splits("validate")[0]

@@ -56,6 +56,21 @@ def test_a_method_without_ranks_exports_its_model(run_dir, capsys) -> None:
     main(["export", str(checkpoint)])
     assert (run_dir / "whole" / "export" / "model" / "model.safetensors").is_file()
     assert "export/model" in capsys.readouterr().out
+    main(["export", str(checkpoint)])  # the run's own, tokenizer and all, is replaced
+    assert (run_dir / "whole" / "export" / "model" / "tokenizer.json").is_file()
+
+
+def test_a_model_of_somebody_s_is_not_replaced(run_dir, tmp_path, capsys) -> None:
+    checkpoint = run_dir / "whole" / "checkpoints" / "step=1.ckpt"
+    theirs = shutil.copytree(run_dir / "model", tmp_path / "theirs")
+    tiny.tokenizer_folder(theirs)
+    before = {file.name: file.read_bytes() for file in theirs.iterdir()}
+    assert "which an export would delete" in failing(
+        capsys, "export", checkpoint, "--output", theirs
+    )
+    assert {file.name: file.read_bytes() for file in theirs.iterdir()} == before
+    error = failing(capsys, "export", checkpoint, "--output", checkpoint)
+    assert f"{checkpoint} is a file; give a folder of its own" in error
 
 
 def failing(capsys, *args) -> str:

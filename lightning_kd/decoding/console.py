@@ -1,10 +1,12 @@
 """``lightning-kd generate``: continue a prompt at some depth and say how fast that was."""
 
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 from torch import nn
 
+from lightning_kd.decoding.calibration import Calibration, calibrate_thresholds
 from lightning_kd.decoding.dynamic import dynamic_exit
 from lightning_kd.decoding.generation import Generation, read_length
 from lightning_kd.decoding.greedy import greedy
@@ -12,7 +14,7 @@ from lightning_kd.decoding.loading import load_decoder
 from lightning_kd.decoding.speculative import self_speculative
 from lightning_kd.decoding.tuning import tune_speculation
 from lightning_kd.functional.early_exit import Confidence
-from lightning_kd.nn import can_pack, pack_linear_layers
+from lightning_kd.nn import DecoderStack, can_pack, pack_linear_layers
 
 
 def generate(  # noqa: PLR0913 - the command's options
@@ -23,6 +25,8 @@ def generate(  # noqa: PLR0913 - the command's options
     depth: int | None = None,
     exits: Sequence[int] | None = None,
     thresholds: Sequence[float] | None = None,
+    calibrate: str | None = None,
+    agreement: float | None = None,
     confidence: Confidence = "max_prob",
     draft: str | None = None,
     window: str | None = None,
@@ -37,8 +41,10 @@ def generate(  # noqa: PLR0913 - the command's options
         prompt: As a person writes it; put into the tokenizer's chat template where it has one.
         max_new_tokens: Where to stop at the latest.
         depth: Of a fixed sub-model.
-        exits: For dynamic exit; with ``thresholds``.
+        exits: For dynamic exit; with ``thresholds`` or ``calibrate``.
         thresholds: One per exit, or one for all.
+        calibrate: A file of prompts, one a line, on which `calibrate_thresholds` sets them.
+        agreement: Of these, see there; None: 0.95.
         confidence: See `exit_confidence`.
         draft: The exit that drafts, or ``auto``: chosen with the window on this prompt.
         window: Drafted tokens per round, ``auto`` (where nothing is given) or ``heuristic``.
@@ -49,13 +55,19 @@ def generate(  # noqa: PLR0913 - the command's options
     Raises:
         ValueError: Options that do not go together; see the functions for their values.
     """
-    _check_options(depth=depth, exits=exits, draft=draft, thresholds=thresholds, window=window)
+    given = {"depth": depth, "exits": exits, "draft": draft}
+    _check_options(
+        **given, thresholds=thresholds, calibrate=calibrate, agreement=agreement, window=window
+    )
     sizes = {"draft": _number(draft, "draft"), "window": _number(window or "auto", "window")}
     read_length(max_new_tokens)
-    model, words = load_decoder(checkpoint, tokenizer)
+    sample = None if calibrate is None else read_prompts(Path(calibrate))
+    shallow = any(way is not None for way in given.values())
+    model, words = load_decoder(checkpoint, tokenizer, shallow=shallow)
     if can_pack() and next(model.parameters()).device.type == "cpu":
         pack_linear_layers(model)
-    tokens = encode(words, prompt, raw=raw)
+    rows = DecoderStack.of(model).embedding.num_embeddings
+    tokens = check_rows(encode(words, prompt, raw=raw), rows)
     if draft == "auto":
         tuned = tune_speculation(model, [tokens], max_new_tokens=max_new_tokens)
         sizes["draft"] = tuned.draft
@@ -64,6 +76,17 @@ def generate(  # noqa: PLR0913 - the command's options
             f"tuned on this prompt: exit {tuned.draft}, {tuned.window} drafted tokens, predicted "
             f"{tuned.speedup:.2f} x plain greedy\n"
         )
+    if exits is not None and sample is not None:
+        set_ = calibrate_thresholds(
+            model,
+            [check_rows(encode(words, line, raw=raw), rows) for line in sample],
+            exits,
+            agreement=0.95 if agreement is None else agreement,
+            confidence=confidence,
+            max_new_tokens=max_new_tokens,
+        )
+        thresholds = set_.thresholds
+        yield f"{_calibrated(set_, len(sample))}\n"
     if exits is not None and thresholds is not None:
         tau = thresholds[0] if len(thresholds) == 1 else thresholds
         made = dynamic_exit(
@@ -84,10 +107,44 @@ def _check_options(**given: Any) -> None:
     ways = [f"--{name}" for name in ("depth", "exits", "draft") if given[name] is not None]
     if len(ways) > 1:
         raise ValueError(f"{' and '.join(ways)} are different ways to decode; give one of them")
-    if (given["exits"] is None) != (given["thresholds"] is None):
-        raise ValueError("--exits and --thresholds belong together; give both")
+    if given["thresholds"] is not None and given["calibrate"] is not None:
+        raise ValueError("--calibrate sets the thresholds; drop it, or --thresholds")
+    sure = given["thresholds"] is not None or given["calibrate"] is not None
+    if (given["exits"] is None) == sure:
+        raise ValueError("--exits and --thresholds (or --calibrate) belong together; give both")
+    if given["agreement"] is not None and given["calibrate"] is None:
+        raise ValueError(f"--agreement {given['agreement']} is of --calibrate; give that too")
     if given["window"] is not None and given["draft"] is None:
         raise ValueError(f"--window {given['window']} is of drafts; give --draft too")
+
+
+def read_prompts(path: Path) -> list[str]:
+    """The lines of a file that are not empty.
+
+    Raises:
+        FileNotFoundError: It is not there.
+        ValueError: It has none.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"there is no file {path}; give one of prompts, one a line")
+    lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
+    if not any(lines):
+        raise ValueError(f"{path} has no prompts; write one a line")
+    return [line for line in lines if line]
+
+
+def check_rows(tokens: list[int], rows: int) -> list[int]:
+    """The tokens themselves, all of which have a row in the model's embedding.
+
+    Raises:
+        ValueError: One has not: the tokenizer is of another model.
+    """
+    if tokens and max(tokens) >= rows:
+        raise ValueError(
+            f"the tokenizer has a token {max(tokens)}, the model rows 0 to {rows - 1}; give the "
+            "model's own with --tokenizer"
+        )
+    return tokens
 
 
 def encode(words: Any, prompt: str, *, raw: bool) -> list[int]:
@@ -115,6 +172,15 @@ def described(made: Generation) -> str:
     return line
 
 
+def _calibrated(found: Calibration, num_prompts: int) -> str:
+    thresholds = " ".join(f"{threshold:.8g}" for threshold in found.thresholds)
+    return (
+        f"calibrated on {num_prompts} prompts ({found.num_tokens} tokens): --thresholds "
+        f"{thresholds}; there {found.agreement:.1%} of the tokens are the whole model's, average "
+        f"depth {found.average_depth:.1f}"
+    )
+
+
 def _compared(
     model: nn.Module, tokens: list[int], max_new_tokens: int, made: Generation, words: Any
 ) -> Iterator[str]:
@@ -140,4 +206,4 @@ def _number(given: str | None, option: str) -> Any:
         ) from None
 
 
-__all__ = ["described", "encode", "generate"]
+__all__ = ["check_rows", "described", "encode", "generate", "read_prompts"]

@@ -6,6 +6,7 @@ blocks without its keys and values. Its state is kept at its exit, and the next 
 deeper takes it along, so that every block sees the states it would have computed anyway.
 """
 
+import math
 from collections.abc import Sequence
 from time import perf_counter
 
@@ -17,7 +18,6 @@ from lightning_kd.decoding.generation import (
     Generation,
     Prompt,
     check_confidence,
-    check_exits,
     end_tokens,
     read_length,
     read_prompt,
@@ -25,6 +25,7 @@ from lightning_kd.decoding.generation import (
 from lightning_kd.decoding.greedy import best, prefill
 from lightning_kd.decoding.session import Session, inference
 from lightning_kd.functional.early_exit import Confidence, exit_confidence
+from lightning_kd.nn.sorted_exits import check_exits
 
 
 def dynamic_exit(
@@ -52,7 +53,8 @@ def dynamic_exit(
         eos: See `greedy`.
 
     Raises:
-        ValueError: Exits outside the model, thresholds of another number, an unknown confidence.
+        ValueError: Exits outside the model, thresholds of another number or NaN, an unknown
+            confidence.
 
     >>> from transformers import GPT2Config, GPT2LMHeadModel
     >>> tiny = GPT2Config(vocab_size=5, n_embd=4, n_layer=3, n_head=1, n_positions=8)
@@ -145,7 +147,7 @@ def read_thresholds(thresholds: float | Sequence[float], exits: Sequence[int]) -
     """A threshold per exit; that of the last, which is the whole model, is not asked for.
 
     Raises:
-        ValueError: Their number is not that of the exits before the last.
+        ValueError: Their number is not that of the exits before the last, or one is NaN.
 
     >>> read_thresholds([0.9, 0.8], exits=[2, 4, 6])
     [0.9, 0.8, -1.0]
@@ -159,6 +161,8 @@ def read_thresholds(thresholds: float | Sequence[float], exits: Sequence[int]) -
             f"{len(given)} thresholds for the exits {asked} before the full depth {exits[-1]}; "
             "give one for each, or one for all"
         )
+    if any(math.isnan(threshold) for threshold in given):
+        raise ValueError(f"thresholds must be numbers, got {given}; above 1 never stops early")
     return [*given, -1.0]
 
 

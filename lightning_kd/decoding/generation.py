@@ -108,24 +108,6 @@ def end_tokens(model: nn.Module, eos: EndOfText) -> frozenset[int]:
     return frozenset([eos] if isinstance(eos, int) else eos)
 
 
-def check_exits(exits: Sequence[int], depth: int) -> list[int]:
-    """Exits in increasing order, each a number of blocks of a model that has ``depth``.
-
-    Raises:
-        ValueError: One is not in the model, or they do not increase.
-
-    >>> check_exits([2, 4], depth=6)
-    [2, 4]
-    """
-    wanted = list(exits)
-    outside = [exit_ for exit_ in wanted if not 1 <= exit_ <= depth]
-    if outside:
-        raise ValueError(f"the model has exits 1 to {depth}, got {outside[0]}")
-    if not wanted or wanted != sorted(set(wanted)):
-        raise ValueError(f"exits must increase, got {wanted}")
-    return wanted
-
-
 def check_confidence(confidence: str) -> None:
     """Raise `ValueError` for a name that `exit_confidence` does not know."""
     if confidence not in CONFIDENCES:
@@ -137,7 +119,6 @@ __all__ = [
     "Generation",
     "Prompt",
     "check_confidence",
-    "check_exits",
     "end_tokens",
     "read_length",
     "read_prompt",

@@ -8,12 +8,12 @@ from lightning_kd.decoding.generation import (
     EndOfText,
     Generation,
     Prompt,
-    check_exits,
     end_tokens,
     read_length,
     read_prompt,
 )
 from lightning_kd.decoding.session import Session, inference
+from lightning_kd.nn.sorted_exits import check_exits
 
 
 def greedy(

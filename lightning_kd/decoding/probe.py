@@ -10,7 +10,6 @@ from lightning_kd.decoding.generation import (
     EndOfText,
     Prompt,
     check_confidence,
-    check_exits,
     end_tokens,
     read_length,
     read_prompt,
@@ -18,6 +17,7 @@ from lightning_kd.decoding.generation import (
 from lightning_kd.decoding.greedy import best, prefill
 from lightning_kd.decoding.session import Session, inference
 from lightning_kd.functional.early_exit import Confidence, exit_confidence
+from lightning_kd.nn.sorted_exits import check_exits
 
 
 @dataclass(frozen=True)

@@ -113,18 +113,30 @@ class Session:
         """Token numbers as a tensor ``[l]`` where the model is."""
         return torch.as_tensor(values, dtype=torch.long, device=self._device)
 
+    @property
+    def context(self) -> int | None:
+        """Positions that there may be, with rotations that do not change; None: any number."""
+        whole: int | None = getattr(self._config, "max_position_embeddings", None)
+        rope = self._rope
+        if rope.get("rope_type") not in _CHANGING_ROPE:
+            return whole
+        original: int | None = rope.get("original_max_position_embeddings", whole)
+        return original if whole is None or original is None else min(whole, original)
+
+    @property
+    def _rope(self) -> dict[str, Any]:
+        return getattr(self._config, "rope_parameters", None) or {}
+
     def _check_context(self, capacity: int) -> None:
-        context = getattr(self._config, "max_position_embeddings", None)
-        if context is not None and capacity > context:
+        whole, stable = getattr(self._config, "max_position_embeddings", None), self.context
+        if whole is not None and capacity > whole:
             raise ValueError(
-                f"prompt and answer take {capacity} positions, the model has {context}; give a "
+                f"prompt and answer take {capacity} positions, the model has {whole}; give a "
                 "shorter prompt or fewer max_new_tokens"
             )
-        rope: dict[str, Any] = getattr(self._config, "rope_parameters", None) or {}
-        original = rope.get("original_max_position_embeddings", context) or capacity
-        if rope.get("rope_type") in _CHANGING_ROPE and capacity > original:
+        if stable is not None and capacity > stable:
             raise ValueError(
-                f"{rope['rope_type']} rotations change beyond {original} positions, got "
+                f"{self._rope['rope_type']} rotations change beyond {stable} positions, got "
                 f"{capacity}; give a shorter prompt or fewer max_new_tokens"
             )
 

@@ -15,7 +15,6 @@ from lightning_kd.decoding.generation import (
     EndOfText,
     Generation,
     Prompt,
-    check_exits,
     end_tokens,
     read_length,
     read_prompt,
@@ -23,6 +22,7 @@ from lightning_kd.decoding.generation import (
 from lightning_kd.decoding.greedy import best, prefill
 from lightning_kd.decoding.session import Session, inference
 from lightning_kd.decoding.window import Window, make_window
+from lightning_kd.nn.sorted_exits import check_exits
 
 
 def self_speculative(
@@ -91,7 +91,8 @@ def check_draft(draft: int, depth: int) -> None:
     """Raise `ValueError` unless ``draft`` is an exit before the last."""
     check_exits([draft], depth)
     if draft == depth:
-        raise ValueError(f"draft {draft} is the whole model; give an exit of 1 to {depth - 1}")
+        way_out = f"give an exit of 1 to {depth - 1}" if depth > 1 else "decode it plainly"
+        raise ValueError(f"draft {draft} is the whole model; {way_out}")
 
 
 def draft_share(session: Session, draft: int) -> float:

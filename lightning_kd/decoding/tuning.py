@@ -9,7 +9,7 @@ from time import perf_counter
 import torch
 from torch import Tensor, nn
 
-from lightning_kd.decoding.generation import EndOfText, Prompt, check_exits, read_prompt
+from lightning_kd.decoding.generation import EndOfText, Prompt, read_prompt
 from lightning_kd.decoding.probe import Probe, probe_exits
 from lightning_kd.decoding.session import Session, inference
 from lightning_kd.functional.speculation import replayed_rounds
@@ -99,19 +99,24 @@ def tune_speculation(
         costs: Measured before; None: measured here.
 
     Raises:
-        ValueError: Exits outside the model, or no window.
+        ValueError: Exits outside the model, none below its depth, or no window.
     """
     if max_window < 1:
         raise ValueError(f"max_window must be at least 1, got {max_window}")
-    depth = Session(model, 1).depth
-    asked = [e for e in check_exits(exits or range(1, depth + 1), depth) if e < depth]
+    session = Session(model, 1)
+    depth = session.depth
+    if depth == 1:
+        raise ValueError("the model has 1 block and so no exit that could draft; decode it plainly")
+    asked = range(1, depth) if exits is None else exits
     probes = probe_exits(model, prompts, asked, max_new_tokens, eos=eos)
     if costs is None:
         length = max(len(read_prompt(prompt)) for prompt in prompts)
+        if session.context is not None:  # a long prompt leaves no room for all the rows
+            length = max(min(length, session.context - max_window - 1), 1)
         costs = measure_costs(model, length, max_window + 1)
     table = predicted_speedups(probes, costs, max_window)
     draft, window = max(table, key=lambda pair: table[pair])
-    agrees = torch.cat([probe.agrees[asked.index(draft)] for probe in probes])
+    agrees = torch.cat([probe.agrees[probe.exits.index(draft)] for probe in probes])
     acceptance = float(agrees.double().mean())
     return Speculation(draft, window, table[draft, window], acceptance, table, costs)
 

@@ -121,7 +121,7 @@ class TaskModule(L.LightningModule, ABC):
 
     @property
     def monitor(self) -> str:
-        """The logged value that chooses the best checkpoint: a mean over sizes when there are."""
+        """The logged value that chooses the best checkpoint: a mean over ``selection_sizes``."""
         return self._key("val", "", "mean" if isinstance(self, Nested) else None, self.task.monitor)
 
     def num_trainable_parameters(self, size: int | None = None) -> int:
@@ -257,7 +257,7 @@ class TaskModule(L.LightningModule, ABC):
             for name, value in evaluation.compute().items():
                 part = f"{self.size_name}_{size}" if isinstance(self, Nested) else None
                 self.log(self._key(stage, eval_set, part, name), value, sync_dist=False)
-                if isinstance(self, Nested):
+                if isinstance(self, Nested) and size in self.selection_sizes:
                     sums.setdefault(self._key(stage, eval_set, "mean", name), []).append(value)
         for key, values in sums.items():
             self.log(key, sum(values) / len(values), prog_bar=key == self.monitor)

@@ -62,7 +62,8 @@ class SoFT(TaskModule, Nested):
         head: ``shared`` by all exits, or ``per_exit``: each but the deepest has one of its own,
             (number of exits - 1) x d x V new weights that start as the model's.
         train: ``all`` weights, or the ``heads`` alone.
-        evaluation_exits: Those that validation reports; None: ``exits``.
+        evaluation_exits: Those that validation reports; None: ``exits``. The trained ones among
+            them (all, where there are none) choose the best checkpoint.
         predict_exit: At which the predict stage answers; None: the deepest.
         chunk_size: Tokens of one exit whose logits are in memory at once.
         seed: Of the drawn exits.
@@ -110,11 +111,10 @@ class SoFT(TaskModule, Nested):
         self.loss, self.train_part, self.chunk_size = loss, train, chunk_size
         depth = len(self.stack.layers)
         if exits is None:
-            exits = list(range(exit_start, depth, exit_every))
-        self.exits = check_exits([*exits, *([] if depth in exits else [depth])], depth)
-        self._evaluation_exits = check_exits(
-            self.exits if evaluation_exits is None else evaluation_exits, depth
-        )
+            exits = list(range(exit_start, depth, exit_every)) or [depth]
+        self.exits = sorted({*check_exits(exits, depth), depth})
+        evaluated = self.exits if evaluation_exits is None else evaluation_exits
+        self._evaluation_exits = check_exits(evaluated, depth)
         self.predict_exit = depth if predict_exit is None else check_exits([predict_exit], depth)[0]
         everything = {*self.exits, *self._evaluation_exits, self.predict_exit}
         self._sizes, self._size = sorted(everything), depth
@@ -197,6 +197,12 @@ class SoFT(TaskModule, Nested):
     @override
     def evaluation_sizes(self) -> Sequence[int]:
         return self._evaluation_exits
+
+    @property
+    @override
+    def selection_sizes(self) -> Sequence[int]:
+        evaluated = self._evaluation_exits
+        return [n for n in evaluated if n in self.trained_exits] or evaluated
 
     @override
     def num_trainable_parameters(self, size: int | None = None) -> int:

@@ -34,11 +34,15 @@ def check_exits(exits: Sequence[int], depth: int) -> list[int]:
     >>> check_exits([2, 4], depth=4)
     [2, 4]
     """
-    if not exits or sorted(set(exits)) != list(exits) or not 1 <= exits[0] <= exits[-1] <= depth:
+    wanted = list(exits)
+    for number in wanted:
+        if isinstance(number, bool) or not isinstance(number, int) or not 1 <= number <= depth:
+            raise ValueError(f"the model has exits 1 to {depth}, got {number}")
+    if not wanted or wanted != sorted(set(wanted)):
         raise ValueError(
-            f"exits must be ascending numbers of blocks from 1 to {depth}, got {list(exits)}"
+            f"exits must be ascending numbers of blocks from 1 to {depth}, got {wanted}"
         )
-    return list(exits)
+    return wanted
 
 
 def exit_shares(exits: Sequence[int], loss: str) -> list[float]:

@@ -29,6 +29,8 @@ AXIS_LABELS = {
     "spearman": "Spearman correlation",
 }
 DOTS_PER_INCH = 150
+LOGARITHMIC = ("perplexity",)
+"""Metrics that are an exponential: drawn so where their values differ by a factor of 5 or more."""
 
 
 def plot_sizes(
@@ -75,6 +77,7 @@ def draw_sizes(
         handles |= _ring_chosen(axes, summary, metric, chosen)
         if baseline is not None and index == 0:
             handles |= _draw_baseline(axes, summary, metric, baseline)
+        _scale_values(axes, metric, [r for run in (summary, *references) for r in run.results])
         axes.autoscale_view()  # a horizontal line inside the limits would end up on their edge
     figure.suptitle(
         f"{summary.method} on {summary.benchmark}/{summary.task}\n{summary.model_name}",
@@ -211,6 +214,19 @@ def _dress(axes: "Axes", summary: Summary, metric: str, sizes: Sequence[int]) ->
     axes.grid(axis="y", color="#DDDDDD", linewidth=0.8)
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
+
+
+def _scale_values(axes: "Axes", metric: str, results: Sequence[Result]) -> None:
+    """A logarithmic axis where the worst size would press all others onto the bottom."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
+
+    found = [r.value for r in results if r.metric == metric and math.isfinite(r.value)]
+    if metric not in LOGARITHMIC or not found or not 0 < 5 * min(found) <= max(found):
+        return
+    axes.set_yscale("log")
+    axes.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.5g}"))
+    axes.yaxis.set_minor_locator(NullLocator())
 
 
 def _splits(summary: Summary) -> Iterator[tuple[int, str, str]]:

@@ -133,9 +133,9 @@ def test_flushing_twice_or_with_nothing_waiting_changes_nothing() -> None:
         ([2, 4, 6], [0.5, 0.5, 0.5], r"3 thresholds for the exits \[2, 4\]"),
         ([2, 8], [0.5, 0.5], "exits 1 to 6, got 8"),
         ([0, 2], [0.5, 0.5], "exits 1 to 6, got 0"),
-        ([4, 2], [0.5, 0.5], r"must increase, got \[4, 2\]"),
-        ([2, 2], [0.5, 0.5], r"must increase, got \[2, 2\]"),
-        ([], [], "must increase"),
+        ([4, 2], [0.5, 0.5], r"from 1 to 6, got \[4, 2\]"),
+        ([2, 2], [0.5, 0.5], r"from 1 to 6, got \[2, 2\]"),
+        ([], [], "from 1 to 6, got"),
     ],
 )
 def test_exits_and_thresholds_that_do_not_fit_are_refused(exits, thresholds, words) -> None:

@@ -1,16 +1,17 @@
 """``lightning-kd generate``: every way to decode, folders and checkpoints, and what is wrong."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
 
 from lightning_kd.commands import main
-from lightning_kd.decoding import greedy
+from lightning_kd.decoding import calibrate_thresholds, greedy
 from lightning_kd.decoding.console import encode
 from lightning_kd.decoding.loading import load_decoder
-from lightning_kd.methods import FineTuning
+from lightning_kd.methods import FineTuning, SoFT
 from lightning_kd.models import load_model
 from tests import tiny
 from tests.conformance.matrix import fit
@@ -112,8 +113,14 @@ def failing(capsys, *args) -> str:
         (["--depth", "4"], "exits 1 to 3, got 4"),
         (["--exits", "1", "5", "--thresholds", "0.5"], "exits 1 to 3, got 5"),
         (["--exits", "1", "2", "--thresholds", "0.1", "0.2", "0.3"], "3 thresholds for the exits"),
-        (["--exits", "1"], "--exits and --thresholds belong together"),
-        (["--thresholds", "1"], "--exits and --thresholds belong together"),
+        (["--exits", "1", "2", "--thresholds", "nan", "1"], "thresholds must be numbers, got [nan"),
+        (["--exits", "2", "2", "--thresholds", "1"], "blocks from 1 to 3, got [2, 2]"),
+        (["--exits", "1"], "--exits and --thresholds (or --calibrate) belong together"),
+        (["--thresholds", "1"], "--exits and --thresholds (or --calibrate) belong together"),
+        (["--calibrate", "none.txt"], "--exits and --thresholds (or --calibrate) belong together"),
+        (["--exits", "1", "--calibrate", "none.txt"], "there is no file none.txt"),
+        (["--exits", "1", "--thresholds", "1", "--calibrate", "f"], "drop it, or --thresholds"),
+        (["--exits", "1", "--thresholds", "1", "--agreement", "0.9"], "0.9 is of --calibrate"),
         (["--depth", "1", "--draft", "1"], "--depth and --draft are different ways"),
         (["--window", "4"], "--window 4 is of drafts"),
         (["--draft", "two"], "--draft is a number, or auto; got 'two'"),
@@ -138,6 +145,73 @@ def test_what_is_no_decoder_is_named(folder, tmp_path, capsys, monkeypatch) -> N
     assert "needs the package gguf" in failing(capsys, tmp_path / "a.gguf", *prompt)
     torch.save({"state_dict": {}}, tmp_path / "other.ckpt")
     assert "not written by a method" in failing(capsys, tmp_path / "other.ckpt", *prompt)
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "a.gguf", "a.ckpt"])
+def test_damaged_files_are_named(name, folder, tmp_path, capsys) -> None:
+    for file in ("config.json", "model.safetensors"):
+        shutil.copy(folder / file, tmp_path)
+    damaged = tmp_path / name
+    damaged.write_bytes((folder / "model.safetensors").read_bytes()[:-9] if "m" in name else b"ju")
+    source = tmp_path if name == "model.safetensors" else damaged
+    error = failing(capsys, source, "--prompt", PROMPT)
+    assert "is not a loadable" in error or "is cut off or" in error
+    assert str(source) in error
+
+
+def test_another_models_tokenizer_is_refused(folder, tmp_path, capsys) -> None:
+    small = tiny.config("llama", num_hidden_layers=3, vocab_size=6)
+    load_model(small, tiny.TASKS["text"]).save_pretrained(tmp_path)  # type: ignore[operator]
+    error = failing(capsys, tmp_path, "--prompt", PROMPT, "--tokenizer", folder)
+    assert "the model rows 0 to 5; give the model's own with --tokenizer" in error
+
+
+def test_one_block_has_no_exit_that_could_draft(tmp_path, capsys) -> None:
+    one = tiny.config("llama", num_hidden_layers=1)
+    load_model(one, tiny.TASKS["text"]).save_pretrained(tmp_path)  # type: ignore[operator]
+    tiny.tokenizer_folder(tmp_path)
+    prompt = ["--prompt", PROMPT, "--max_new_tokens", 8]
+    for draft, words in (("auto", "no exit that could draft"), ("1", "is the whole model; decode")):
+        assert words in failing(capsys, tmp_path, *prompt, "--draft", draft)
+
+
+def test_a_draft_is_tuned_where_the_prompt_leaves_little_room(folder, capsys) -> None:
+    options = ["--prompt", " ".join(["w3 w1"] * 8), "--max_new_tokens", 5, "--draft", "auto"]
+    assert lines(capsys, folder, *options)[0].startswith("tuned on this prompt")
+
+
+def test_calibrated_thresholds_are_printed_and_used(folder, tmp_path, capsys) -> None:
+    prompts = tmp_path / "prompts.txt"
+    prompts.write_text("w1 w2 w3\n\nw4 w5\n")
+    options = [folder, "--prompt", PROMPT, "--max_new_tokens", 8, "--exits", 1, 2]
+    found = lines(capsys, *options, "--calibrate", prompts, "--agreement", 0.6)
+    model, words = load_decoder(str(folder))
+    expected = calibrate_thresholds(
+        model, [words(text)["input_ids"] for text in ("w1 w2 w3", "w4 w5")], [1, 2],
+        agreement=0.6, max_new_tokens=8,
+    )  # fmt: skip
+    printed = found[0].partition("--thresholds ")[2].partition(";")[0].split()
+    assert [float(value) for value in printed] == pytest.approx(expected.thresholds)
+    assert found[0].startswith(f"calibrated on 2 prompts ({expected.num_tokens} tokens)")
+    again = lines(capsys, *options, "--thresholds", *printed)
+    assert again[0] == found[2]
+    assert again[-1].partition("average")[2] == found[-1].partition("average")[2]
+    prompts.write_text(" \n")
+    assert "has no prompts; write one a line" in failing(capsys, *options, "--calibrate", prompts)
+
+
+def test_heads_of_their_own_are_exported_before_they_decode(folder, tmp_path, capsys) -> None:
+    method = SoFT(str(folder), "alpaca", exits=[1, 2], head="per_exit", train="heads")
+    fit(method, folder=tmp_path / "run", max_steps=1)
+    source = tmp_path / "run" / "step=1.ckpt"
+    options = ["--prompt", PROMPT, "--max_new_tokens", 8]
+    assert lines(capsys, source, *options)[0] == text_of(folder)
+    for way in (["--depth", 1], ["--draft", 2], ["--exits", 1, "--thresholds", 1]):
+        error = failing(capsys, source, *options, *way)
+        assert f"`lightning-kd export {source} --layer 1`" in error
+    main(["export", str(source), "--layer", "1", "--output", str(tmp_path / "one")])
+    capsys.readouterr()
+    assert lines(capsys, tmp_path / "one", *options)[-1].startswith("8 tokens")
 
 
 def test_a_classifiers_checkpoint_has_no_layers_to_decode_with(tmp_path, capsys) -> None:

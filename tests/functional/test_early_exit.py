@@ -32,6 +32,15 @@ def test_an_impossible_class_does_not_spoil_the_entropy() -> None:
     assert exit_confidence(logits, "entropy").item() == pytest.approx(expected)
 
 
+@pytest.mark.parametrize("kind", CONFIDENCES)
+def test_half_precision_logits_are_as_sure_as_the_same_in_single(kind) -> None:
+    logits = 5 * torch.randn(3, 2000, generator=torch.Generator().manual_seed(0))
+    half = logits.bfloat16()
+    torch.testing.assert_close(
+        exit_confidence(half, kind), exit_confidence(half.float(), kind), rtol=0, atol=0
+    )
+
+
 levels = st.sampled_from([0.0, 0.1, 0.25, 0.5, 0.75, 1.0])
 
 

@@ -154,6 +154,21 @@ def test_plain_fine_tuning_trains_the_last_exit_and_reports_all() -> None:
     assert {f"val/layer_{n}/perplexity" for n in EXITS} <= set(reported[0])
 
 
+@pytest.mark.parametrize(
+    ("arguments", "sizes"),
+    [
+        ({"exits": [DEPTH], "evaluation_exits": EXITS}, [DEPTH]),
+        ({"head": "per_exit", "train": "heads"}, EXITS[:-1]),
+        ({"exits": [DEPTH], "evaluation_exits": [2, 3]}, [2, 3]),
+    ],
+)
+def test_exits_that_train_choose_the_checkpoint(arguments, sizes) -> None:
+    module = soft(**arguments)
+    (found,) = tiny.trainer().validate(module, loader(), verbose=False)
+    chosen = [found[f"val/layer_{n}/perplexity"] for n in sizes]
+    assert found[module.monitor] == pytest.approx(sum(chosen) / len(chosen))
+
+
 def test_extracted_fine_tuning_is_a_shorter_student() -> None:
     module = soft(student_layers=4, exits=None, exit_start=4)
     assert module.exits == [4]
@@ -248,10 +263,12 @@ def test_the_deepest_exit_is_always_there(arguments, exits) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"exits": [7]}, r"ascending numbers of blocks from 1 to 6, got \[7, 6\]"),
-        ({"exits": [4, 2]}, r"got \[4, 2, 6\]"),
-        ({"evaluation_exits": [0]}, r"got \[0\]"),
-        ({"predict_exit": 9}, r"got \[9\]"),
+        ({"exits": [7]}, "the model has exits 1 to 6, got 7$"),
+        ({"exits": [True, 4]}, "the model has exits 1 to 6, got True"),
+        ({"exits": [4, 2]}, r"ascending numbers of blocks from 1 to 6, got \[4, 2\]"),
+        ({"exits": []}, r"from 1 to 6, got \[\]"),
+        ({"evaluation_exits": [0]}, "exits 1 to 6, got 0"),
+        ({"predict_exit": 9}, "exits 1 to 6, got 9"),
         ({"loss": "median"}, "loss must be mean, sum, weighted or random, got 'median'"),
         ({"head": "none"}, "head must be shared or per_exit, got 'none'"),
         ({"train": "norm"}, "train must be all or heads, got 'norm'"),
