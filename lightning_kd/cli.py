@@ -4,10 +4,8 @@ python recipes/dylora_glue.py --config configs/overlays/offline.yaml --data.task
 python recipes/dylora_glue.py --resume runs/dylora_glue/2026-01-31_12-00-00
 """
 
-import logging
 import signal
 import sys
-import warnings
 from collections.abc import Sequence
 from copy import deepcopy
 from functools import partial
@@ -36,6 +34,7 @@ from lightning_kd.run_checkpoints import run_checkpoints
 from lightning_kd.runs import STAGES, hold, shared, with_settings
 from lightning_kd.strategies import strategy_for_run
 from lightning_kd.teacher_training import TeacherTraining, train_teacher
+from lightning_kd.terminal import keep_quiet
 
 
 class _SaveConfig(SaveConfigCallback):
@@ -218,6 +217,8 @@ class RecipeCLI(LightningCLI):
         seconds = perf_counter() - self._started
         outcome = Outcome(self.trainer, self.model, self.datamodule, self.run_dir, self._seed)
         best = self.run_dir / "checkpoints" / "best.ckpt"
+        if not best.exists():
+            self.model.notes["weights"] = "the last ones: training ended before a validation"
         outcome.evaluate("validate", str(best) if best.exists() else None)
         if self.datamodule.has_test:
             outcome.evaluate("test")
@@ -274,14 +275,7 @@ def run(
         SystemExit: The command line or the run failed; the reason is on standard error. Set
             ``LIGHTNING_KD_TRACEBACK=1`` for the whole trace.
     """
-    # The lines that a run is about are the bar, the table and where things were written.
-    logging.getLogger("lightning.pytorch.utilities.rank_zero").setLevel(logging.WARNING)
-    warnings.filterwarnings("ignore", "LightningCLI's args parameter")
-    warnings.filterwarnings("ignore", ".*LeafSpec.*is deprecated")  # Lightning 2.6 on torch 2.13
-    warnings.filterwarnings("ignore", ".*does not have many workers")  # the data are in memory
-    warnings.filterwarnings("ignore", "Checkpoint directory .* is not empty")  # it is resumed
-    warnings.filterwarnings("ignore", "Be aware that when using `ckpt_path`")  # as evaluation does
-    warnings.filterwarnings("ignore", "The dirpath has changed")  # the best is of an earlier phase
+    keep_quiet()
     given = list(sys.argv[1:] if args is None else args)
     recipe = Path(sys.argv[0] if recipe is None else recipe)
     try:

@@ -159,7 +159,9 @@ def test_a_run_that_ends_inside_an_epoch_has_its_last_step_and_a_report(site) ->
     run_dir = site.fit("fine_tuning_glue", **{"trainer.max_steps": 3})
     last = torch.load(run_dir / "checkpoints/last.ckpt", weights_only=True)
     assert last["global_step"] == 3
-    assert {r["split"] for r in summary(run_dir)["results"]} == {"validation", "test"}
+    found = summary(run_dir)
+    assert {r["split"] for r in found["results"]} == {"validation", "test"}
+    assert found["notes"]["weights"] == "the last ones: training ended before a validation"
 
 
 def test_a_checkpoint_callback_of_the_users_is_not_taken_for_the_best(site, tmp_path) -> None:
