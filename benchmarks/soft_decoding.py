@@ -55,7 +55,8 @@ def options() -> argparse.Namespace:
 def prompts(data: Any, stage: str, count: int) -> list[dict[str, Any]]:
     """The first so many different meanings of a split: tokens of the prompt, and true texts."""
     examples = data.read()[stage]
-    found, seen = [], set()
+    found: list[dict[str, Any]] = []
+    seen: set[str] = set()
     for row in examples:
         if row["sentence1"] not in seen and len(found) < count:
             seen.add(row["sentence1"])
