@@ -22,12 +22,17 @@ def _as_before():
 @pytest.mark.parametrize(("name", "start"), LINES.items())
 def test_only_the_known_lines_of_a_logger_are_dropped(name, start, caplog) -> None:
     logger = logging.getLogger(name)
-    logger.warning("%s, as ever", start)
-    assert len(caplog.records) == 1
-    keep_quiet()
-    logger.warning("%s, as ever", start)
-    logger.warning("something else: %s", start)
-    assert [record.getMessage() for record in caplog.records[1:]] == [f"something else: {start}"]
+    logger.addHandler(caplog.handler)  # DeepSpeed's, once imported, hands nothing on to the root's
+    try:
+        logger.warning("%s, as ever", start)
+        assert f"{start}, as ever" in caplog.messages
+        caplog.clear()
+        keep_quiet()
+        logger.warning("%s, as ever", start)
+        logger.warning("something else: %s", start)
+    finally:
+        logger.removeHandler(caplog.handler)
+    assert set(caplog.messages) == {f"something else: {start}"}
 
 
 def test_only_known_warnings_are_dropped() -> None:

@@ -34,22 +34,26 @@ def test_the_report_has_the_official_metrics_in_fractions_with_errors(ran) -> No
     assert report.count(" ± ") >= 2
 
 
-def test_predictions_are_words_of_the_passages(ran) -> None:
+@pytest.fixture(scope="module")
+def written(ran):
+    """What `predict` wrote: a text by question."""
     site, run_dir = ran
     command = ["predict", "--config", run_dir / "config.yaml"]
     cli = site.run("fine_tuning_squad", *command, "--ckpt_path", run_dir / "checkpoints/best.ckpt")
-    written = json.loads((site.folder / cli.run_dir / "predictions/predictions.json").read_text())
+    return json.loads((site.folder / cli.run_dir / "predictions/predictions.json").read_text())
+
+
+def test_predictions_are_words_of_the_passages(ran, written) -> None:
+    site, _ = ran
     dev = json.loads((site.data / "dev-v2.0.json").read_text())["data"]
     passages = {e["id"]: p["context"] for a in dev for p in a["paragraphs"] for e in p["qas"]}
     assert set(written) == set(passages)
     assert all(text in passages[name] for name, text in written.items())
 
 
-def test_the_metrics_are_those_of_the_written_predictions(ran) -> None:
+def test_the_metrics_are_those_of_the_written_predictions(ran, written) -> None:
     """Exact match counted again, from the two files alone."""
     site, run_dir = ran
-    (file,) = [p for r in site.runs() for p in r.glob("predictions/predictions.json")]
-    written = json.loads(file.read_text())
     dev = json.loads((site.data / "dev-v2.0.json").read_text())["data"]
     entries = [e for a in dev for p in a["paragraphs"] for e in p["qas"]]
     truths = {e["id"]: e["answers"][0]["text"] if e["answers"] else "" for e in entries}
