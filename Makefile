@@ -25,7 +25,7 @@ demo: assets ## DyLoRA on real sentences, offline: train, compare the ranks, exp
 	$(BIN)/python recipes/dylora_glue.py --config configs/overlays/offline.yaml $(RECOMMENDED)
 
 test: setup ## all tests that need neither network nor assets (under ten minutes on two cores)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadgroup -m "$(NOT_HERE)" $(PYTEST_ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile -m "$(NOT_HERE)" $(PYTEST_ARGS)
 
 test-fast: setup ## the same without the slow and the two-process ones (under two minutes)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 $(PYTEST_ARGS)

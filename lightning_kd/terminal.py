@@ -25,7 +25,10 @@ def keep_quiet() -> None:
     for message in WARNINGS:
         warnings.filterwarnings("ignore", message)
     for name, start in LINES.items():
-        logging.getLogger(name).addFilter(_Without(start))
+        logger = logging.getLogger(name)
+        # several runs of one process need it once
+        if not any(isinstance(one, _Without) for one in logger.filters):
+            logger.addFilter(_Without(start))
 
 
 class _Without(logging.Filter):

@@ -23,13 +23,6 @@ import torch  # noqa: E402
 torch.set_num_threads(1)  # two xdist workers on two cores would fight otherwise
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """A file's tests of process pairs share a worker: a pair takes half a minute to start."""
-    for item in items:
-        if item.get_closest_marker("ddp"):
-            item.add_marker(pytest.mark.xdist_group(item.path.stem))
-
-
 @pytest.fixture(autouse=True)
 def _seeded():
     """Same random numbers in each test, whatever ran before it."""

@@ -10,9 +10,11 @@ from lightning_kd.terminal import LINES, keep_quiet
 
 @pytest.fixture(autouse=True)
 def _as_before():
-    """The filters of loggers end with the test; pytest resets those of warnings."""
+    """No filters of runs before, and none after; pytest resets those of warnings."""
     rank_zero = logging.getLogger("lightning.pytorch.utilities.rank_zero")
     level = rank_zero.level
+    for name in LINES:
+        logging.getLogger(name).filters.clear()
     yield
     rank_zero.setLevel(level)
     for name in LINES:
@@ -30,6 +32,8 @@ def test_only_the_known_lines_of_a_logger_are_dropped(name, start, caplog) -> No
         keep_quiet()
         logger.warning("%s, as ever", start)
         logger.warning("something else: %s", start)
+        keep_quiet()
+        assert len(logger.filters) == 1
     finally:
         logger.removeHandler(caplog.handler)
     assert set(caplog.messages) == {f"something else: {start}"}

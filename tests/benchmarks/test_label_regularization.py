@@ -90,6 +90,7 @@ def command(folders, *more) -> list[str]:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(180)
 def test_a_killed_study_goes_on_and_reports_all_arms(folders, capsys) -> None:
     folder = folders[0]
     study.main(command(folders, "--inits", "pretrained", "--arms", "none", "label_smoothing"))
