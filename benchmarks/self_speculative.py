@@ -6,10 +6,11 @@ models at batch 1 it is bound by reading them. Every system continues the same p
 number of tokens in every round, four drafted tokens at a time; transformers' early exit gets the
 same exit, the same four, and no confidence threshold.
 
-Blocks above the exit, which see several tokens at once, have packed weights (`pack_linear_layers`)
-in ours; plain greedy is our loop on usual ones, the fastest that there is here. ``--all`` times
-ours without packing as well, and transformers' early exit with it, which tells what packing and
-what the rest contributes.
+Ours, plain and drafted, has packed weights (`pack_linear_layers`), which make both faster.
+``--all`` times ours without packing as well, and transformers' early exit with it, which tells what
+packing and what the rest contributes. With all else free of charge, a round of K drafts at
+acceptance a and a share r of the blocks makes ``(1 - a^(K+1)) / (1 - a)`` tokens in the time of
+``r (K + 1) + 1 - r``: 1.50 x plain greedy at a = 0.82, 1.69 at 0.88, here.
 
 Equal tokens are counted on 1,000 prompts of a narrower model of the same kind, and on every timed
 prompt of the wide one.
@@ -152,7 +153,7 @@ def main() -> None:
     usual = decoder(given.hidden, VOCABULARY, given.scale, given.seed)
     set_assistant(usual)
     packed = copy.deepcopy(usual)
-    pack_linear_layers(packed.model.layers[EXIT:])
+    pack_linear_layers(packed)
     if given.grid:
         grid(packed, given)
     else:
@@ -203,7 +204,7 @@ def systems(
     tokens = given.tokens
     acts: dict[str, Callable[[Tensor], Any]] = {
         "speculative": lambda row: drafts(packed, row, tokens),
-        "greedy": lambda row: greedy(usual, row, tokens, eos=()),
+        "greedy": lambda row: greedy(packed, row, tokens, eos=()),
         "transformers": lambda row: plain(usual, row[None], tokens),
         "transformers early exit": lambda row: plain(
             usual, row[None], tokens, assistant_early_exit=EXIT
@@ -212,6 +213,7 @@ def systems(
     if given.all:
         acts |= {
             "speculative, unpacked": lambda row: drafts(usual, row, tokens),
+            "greedy, unpacked": lambda row: greedy(usual, row, tokens, eos=()),
             "the same, packed": lambda row: plain(
                 packed, row[None], tokens, assistant_early_exit=EXIT
             ),
@@ -227,7 +229,10 @@ def checks(seconds: dict[str, list[float]]) -> list[Check]:
         ("speculative", "transformers", 1.5),
         ("greedy", "transformers", 1.0),
         ("speculative", "the same, packed", 1.0),
+        ("speculative", "greedy, unpacked", 1.5),
         ("speculative, unpacked", "transformers early exit", 1.0),
+        ("speculative, unpacked", "greedy, unpacked", 1.0),
+        ("greedy", "greedy, unpacked", 1.0),
     ]
     return [
         Check(f"{name} / {than}", ratio(seconds[than], seconds[name]), bound, at_most=False)

@@ -1,6 +1,6 @@
 """What do the exits of a trained model buy in decoding? The weights of `soft_evidence.py` on E2E.
 
-One text at a time, greedy, fp32. Per model (SFT, SoFT):
+One text at a time, greedy, fp32, packed weights. Per model (SFT, SoFT):
 
 - fixed depths and confidence exits whose thresholds were set on training prompts for several wanted
   agreements: BLEU and ROUGE-L against average depth, tokens per second beside the full model's;
@@ -14,7 +14,6 @@ tokens per second is over all texts.
 """
 
 import argparse
-import copy
 import json
 import warnings
 from collections.abc import Callable
@@ -36,7 +35,7 @@ from lightning_kd.decoding import (
 )
 from lightning_kd.metrics import SCORERS
 from lightning_kd.models import load_model
-from lightning_kd.nn import DecoderStack, pack_linear_layers
+from lightning_kd.nn import pack_linear_layers
 from lightning_kd.tasks import task_named
 
 TOKENS = 64  # E2E's texts
@@ -83,12 +82,9 @@ def modes(model: Any, given: argparse.Namespace, tuning: list[list[int]]) -> dic
         )
     best = tune_speculation(model, tuning, exits, max_new_tokens=TOKENS)
     print(f"draft {best.draft}, window {best.window}, predicted {best.speedup:.2f}", flush=True)
-    # Not for plain decoding: its one row at a time is a tenth slower with packed weights.
-    drafted = copy.deepcopy(model)
-    pack_linear_layers(DecoderStack.of(drafted).layers[best.draft :])
     name = f"speculative, exit {best.draft}, window {best.window}, predicted {best.speedup:.2f}"
     made[name] = lambda ids: self_speculative(
-        drafted, ids, TOKENS, draft=best.draft, window=best.window
+        model, ids, TOKENS, draft=best.draft, window=best.window
     )
     return made
 
@@ -140,6 +136,7 @@ def main() -> None:
             weights = torch.load(given.output / f"{name}_{seed}.pt", weights_only=True)
             model.load_state_dict(weights)
             model.requires_grad_(requires_grad=False)
+            pack_linear_layers(model)  # for all modes
             scores = measured(modes(model, given, tuning), tests, data.tokenizer)
             record = {"model": name, "seed": seed, "scores": scores, "versions": versions()}
             record |= {"settings": {"texts": len(tests), "tuned_on": len(tuning)}}

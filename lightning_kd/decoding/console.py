@@ -66,6 +66,8 @@ def generate(  # noqa: PLR0913 - the command's options
     model, words = load_decoder(checkpoint, tokenizer, shallow=shallow)
     rows = DecoderStack.of(model).embedding.num_embeddings
     tokens = check_rows(encode(words, prompt, raw=raw), rows)
+    if can_pack() and next(model.parameters()).device.type == "cpu":
+        pack_linear_layers(model)
     if draft == "auto":
         tuned = tune_speculation(model, [tokens], max_new_tokens=max_new_tokens)
         sizes["draft"] = tuned.draft
@@ -91,9 +93,6 @@ def generate(  # noqa: PLR0913 - the command's options
             model, tokens, max_new_tokens, exits=exits, thresholds=tau, confidence=confidence
         )
     elif draft is not None:
-        if can_pack() and next(model.parameters()).device.type == "cpu":
-            # Blocks above the draft see several tokens at once; one alone is slowed by packing.
-            pack_linear_layers(DecoderStack.of(model).layers[sizes["draft"] :])
         made = self_speculative(model, tokens, max_new_tokens, **sizes)
     else:
         made = greedy(model, tokens, max_new_tokens, depth=depth)

@@ -27,6 +27,15 @@ def test_products_are_those_of_the_linear_layer(bias) -> None:
     assert not list(packed.parameters())
 
 
+@pytest.mark.parametrize("shape", [(), (1,), (3, 1), (1, 2), (0,), (2, 0), (4,)])
+def test_any_number_of_rows_keeps_its_shape(shape) -> None:
+    """Few rows are filled up and cut again."""
+    layer = nn.Linear(8, 3)
+    packed = PackedLinear(layer.weight, layer.bias)
+    x = torch.randn(*shape, 8)
+    torch.testing.assert_close(packed(x), layer(x).detach())
+
+
 @pytest.mark.parametrize("rows", [2, 3, 5, 9, 17])
 def test_a_row_has_the_same_bits_whatever_comes_with_it(rows) -> None:
     packed = PackedLinear(torch.randn(384, 256), None)
