@@ -1,9 +1,10 @@
 """What do the exits of one SoFT run come to beside the paper's baselines? SmolLM2 on E2E.
 
 Arms, all with as many steps: SFT (the last exit alone is trained; what the others say is reported),
-SoFT, SFT+ICT (a head per exit on the model that SFT gave, half as many steps more), and the first n
-layers fine-tuned by themselves. `base` is not trained. Each is scored at every exit it has, on
-E2E's test set: perplexity of the first reference, BLEU and ROUGE-L of greedy texts against all.
+SoFT (`--also`: at other learning rates, too), SFT+ICT (a head per exit on the model that SFT gave,
+half as many steps more), and the first n layers fine-tuned by themselves. `base` is not trained.
+Each is scored at every exit it has, on E2E's test set: perplexity of the first reference, BLEU and
+ROUGE-L of greedy texts against all.
 Every finished run is a line of a file, so that a killed study goes on where it was; the weights of
 SFT and SoFT are kept beside it for `soft_decoding.py`.
 
@@ -47,6 +48,7 @@ def parser(description: str | None) -> argparse.ArgumentParser:
     made.add_argument("--rates", type=float, nargs="+", default=[1e-4, 3e-4, 1e-3])
     made.add_argument("--sft_rate", type=float, default=1e-4)
     made.add_argument("--soft_rate", type=float, default=3e-4)
+    made.add_argument("--also", type=float, nargs="*", default=[], help="more rates of SoFT")
     made.add_argument("--eval_examples", type=int, default=300)
     made.add_argument("--texts", type=int, default=96, help="written at every exit")
     made.add_argument("--seeds", type=int, nargs="+", default=[0])
@@ -90,6 +92,12 @@ class Study:
         module = self.module(seed, self.given.soft_rate, exits=self.given.exits)
         self.fit(module, seed, self.given.steps)
         return self.kept(module, "soft", seed)
+
+    def again(self, seed: int, rate: float) -> Scores:
+        """All exits at another rate."""
+        module = self.module(seed, rate, exits=self.given.exits)
+        self.fit(module, seed, self.given.steps)
+        return self.scores(module)
 
     def ict(self, seed: int) -> Scores:
         """Heads on the frozen model that `sft` left."""
@@ -179,6 +187,8 @@ def arms(given: argparse.Namespace) -> Iterator[tuple[str, Callable[[Study, int]
     yield "base", Study.base
     yield "sft", Study.sft
     yield "soft", Study.soft
+    for rate in given.also:
+        yield f"soft@{rate:g}", lambda s, seed, r=rate: s.again(seed, r)  # type: ignore[misc]
     yield "ict", Study.ict
     for depth in given.extracted:
         yield f"extracted_{depth}", lambda s, seed, n=depth: s.extracted(seed, n)  # type: ignore[misc]

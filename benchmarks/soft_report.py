@@ -40,6 +40,21 @@ def read(path: Path) -> tuple[Scores, list[dict[str, Any]]]:
     return scores, records
 
 
+def ordered(scores: Scores) -> list[str]:
+    """Arms that are there; SoFT's other rates last."""
+    return [arm for arm in NAMES if arm in scores] + [arm for arm in scores if "@" in arm]
+
+
+def name_of(arm: str) -> str:
+    """An arm in words.
+
+    >>> name_of("soft@0.0003"), name_of("ict")
+    ('SoFT, rate 0.0003', 'SFT+ICT')
+    """
+    kind, _, rate = arm.partition("@")
+    return f"{NAMES[kind]}, rate {rate}" if rate else NAMES[kind]
+
+
 def cell(values: Sequence[float], digits: int = 1) -> str:
     """Mean and, of several, their range.
 
@@ -60,13 +75,13 @@ def table(scores: Scores, metric: str, exits: Sequence[str]) -> list[str]:
     factor, digits = (1, 2) if metric == "perplexity" else (100, 1)
     lines = [f"| {METRICS[metric]} | {' | '.join(f'exit {n}' for n in exits)} |"]
     lines.append("|---" * (len(exits) + 1) + "|")
-    for arm in (arm for arm in NAMES if arm in scores):
+    for arm in ordered(scores):
         found = [scores[arm].get(n, {}).values() for n in exits]
         cells = [
             cell([factor * values[metric] for values in runs if metric in values], digits)
             for runs in found
         ]
-        lines.append(f"| {NAMES[arm]} | {' | '.join(cells)} |")
+        lines.append(f"| {name_of(arm)} | {' | '.join(cells)} |")
     return lines
 
 
@@ -78,10 +93,10 @@ def learning_check(scores: Scores, exits: Sequence[str]) -> list[str]:
         return fmean(log(v["perplexity"]) for v in scores[arm][exit_].values())
 
     soft, sft = ([loss(arm, n) for n in exits] for arm in ("soft", "sft"))
-    ordered = all(low <= high * 1.02 for high, low in pairwise(soft))
+    falls = all(low <= high * 1.02 for high, low in pairwise(soft))
     gaps = [b - a for a, b in zip(soft[:-1], sft[:-1], strict=True)]
     last = soft[-1] / sft[-1] - 1
-    order = "in order" if ordered else "not in order"
+    order = "in order" if falls else "not in order"
     each = "each more" if min(gaps) > 1 else "not each more"
     losses, below = ", ".join(f"{v:.3f}" for v in soft), ", ".join(f"{v:.2f}" for v in gaps)
     return [
@@ -130,8 +145,8 @@ def plot_exits(scores: Scores, exits: Sequence[str], path: Path) -> None:
     figure = Figure(figsize=(9, 4.2), layout="constrained")
     for axes, metric in zip(figure.subplots(1, 2), ("perplexity", "bleu"), strict=True):
         factor = 1 if metric == "perplexity" else 100
-        for arm in (arm for arm in NAMES if arm in scores):
-            color, line = STYLES[arm]
+        for arm in ordered(scores):
+            color, line = STYLES.get(arm, ("#0072b2", ":"))
             there = [n for n in exits if n in scores[arm]]
             runs = [[factor * v[metric] for v in scores[arm][n].values()] for n in there]
             axes.errorbar(
@@ -139,7 +154,7 @@ def plot_exits(scores: Scores, exits: Sequence[str], path: Path) -> None:
                 [fmean(values) for values in runs],
                 [stdev(values) if len(values) > 1 else 0 for values in runs],
                 color=color, linestyle=line, marker="o", markersize=4, capsize=2,
-                label=NAMES[arm] if metric == "bleu" else None,
+                label=name_of(arm) if metric == "bleu" else None,
             )  # fmt: skip
         axes.set(xlabel="blocks used", ylabel=f"{METRICS[metric]} on test")
         axes.set_xticks([int(n) for n in exits])
