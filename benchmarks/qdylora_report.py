@@ -107,7 +107,10 @@ def plot(scores: Scores, path: Path) -> None:
         )  # fmt: skip
     if "base" in scores:
         axes.axhline(fmean(scores["base"]["-"].values()), color="#bbbbbb", label="nothing trained")
-    axes.set(xlabel="rank used", ylabel="perplexity on dev", xscale="log", yscale="log")
+    axes.set(xlabel="rank used", ylabel="perplexity on dev", xscale="log")
+    drawn = [v for runs in scores.values() for by_seed in runs.values() for v in by_seed.values()]
+    if max(drawn) > 10 * min(drawn):  # else an axis of powers of ten has no number on it
+        axes.set_yscale("log")
     axes.set_xticks([int(rank) for rank in ranks], ranks)
     axes.minorticks_off()
     axes.yaxis.set_major_formatter("{x:.0f}")

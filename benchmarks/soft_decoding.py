@@ -2,9 +2,9 @@
 
 One text at a time, greedy, fp32, packed weights. Per model (SFT, SoFT):
 
-- fixed depths and confidence exits whose thresholds were set on training prompts for several wanted
+- fixed depths and confidence exits whose thresholds were set on held-out prompts for several wanted
   agreements: BLEU and ROUGE-L against average depth, tokens per second beside the full model's;
-- self-speculative decoding with the exit and window that the tuner chose on training prompts:
+- self-speculative decoding with the exit and window that the tuner chose on held-out prompts:
   tokens per second beside plain greedy, acceptance, and whether all tokens are the same.
 
 All modes continue a prompt before the next prompt is taken, in an order that changes; the ratio of
@@ -25,6 +25,7 @@ from benchmarks.common import round_order, start
 from benchmarks.distillation_training import versions
 from benchmarks.soft_evidence import e2e
 from benchmarks.soft_evidence import parser as study_parser
+from lightning_kd.data.texts import tokenize_texts
 from lightning_kd.decoding import (
     Generation,
     calibrate_thresholds,
@@ -47,21 +48,29 @@ def options() -> argparse.Namespace:
     made = study_parser(__doc__)
     made.add_argument("--models", nargs="+", default=["sft", "soft"])
     made.add_argument("--agreements", type=float, nargs="+", default=[0.8, 0.9, 0.95, 0.99])
-    made.add_argument("--sample", type=int, default=24, help="training prompts, to tune on")
+    made.add_argument("--sample", type=int, default=24, help="held-out prompts, to tune on")
     return made.parse_args()
 
 
 def prompts(data: Any, stage: str, count: int) -> list[dict[str, Any]]:
-    """The first so many different meanings of a split: tokens of the prompt, and true texts."""
-    examples = data.read()[stage]
-    found: list[dict[str, Any]] = []
-    seen: set[str] = set()
-    for row in examples:
-        if row["sentence1"] not in seen and len(found) < count:
-            seen.add(row["sentence1"])
-            tokens = data.tokenizer(row["sentence1"], add_special_tokens=False)["input_ids"]
-            found.append({"tokens": tokens, "references": row["label"]["references"]})
-    return found
+    """So many different meanings, evenly spread: tokens of the prompt, and true texts."""
+    splits = data.read()
+    if stage == "held out":  # trained on neither; the texts of training are foreseen too well
+        _, splits[stage] = data._hold_out(splits["train"])
+    examples = splits[stage]
+    first = {prompt: -place for place, prompt in enumerate(reversed(examples["sentence1"]))}
+    last = len(examples) - 1
+    places = sorted(last + place for place in first.values())
+    chosen = examples.select(places[:: max(len(places) // count, 1)][:count])
+    # as in training and evaluation: the opening token or the chat template belong to the prompt
+    texts = tokenize_texts(chosen, data.tokenizer, data.max_length, chat=data.chat).to_pylist()
+    return [
+        {
+            "tokens": text["input_ids"][: text["prompt_lengths"]],
+            "references": row["label"]["references"],
+        }
+        for text, row in zip(texts, chosen, strict=True)
+    ]
 
 
 def modes(model: Any, given: argparse.Namespace, tuning: list[list[int]]) -> dict[str, Mode]:
@@ -124,7 +133,7 @@ def main() -> None:
     warnings.filterwarnings("ignore")
     data = e2e(given, 0)
     tests = prompts(data, "test", given.texts)
-    tuning = [row["tokens"] for row in prompts(data, "train", given.sample)]
+    tuning = [row["tokens"] for row in prompts(data, "held out", given.sample)]
     records = given.output / "decoding.jsonl"
     lines = records.read_text().splitlines() if records.exists() else []
     done = {(record["model"], record["seed"]) for record in map(json.loads, lines)}
