@@ -11,6 +11,7 @@ WARNINGS = (
     "Be aware that when using `ckpt_path`",  # as evaluation does
     "The dirpath has changed",  # the best is of an earlier phase
     ".*ModelCheckpoint.*could not find the monitored key",  # the report says so
+    "It is recommended to use `self.log",  # metrics are gathered before they are logged
 )
 LINES = {
     "DeepSpeed": "Setting accelerator to CPU",  # where transformers only looks whether it is there
@@ -32,14 +33,15 @@ def keep_quiet() -> None:
 
 
 class _Without(logging.Filter):
-    """Lets all lines through but those that begin so."""
+    """Lets warnings through but those that begin so; DeepSpeed tells of its memory below them."""
 
     def __init__(self, start: str) -> None:
         super().__init__()
         self.start = start
 
     def filter(self, record: logging.LogRecord) -> bool:
-        return not record.getMessage().startswith(self.start)
+        known = record.getMessage().startswith(self.start)
+        return record.levelno >= logging.WARNING and not known
 
 
 __all__ = ["LINES", "WARNINGS", "keep_quiet"]
