@@ -36,7 +36,9 @@ def with_settings(stage: str, args: list[str], recipe: str) -> tuple[list[str], 
             raise ValueError(f"{resume} is no run of {recipe}; resume it with its own recipe")
         hold(folder)
         return ["--config", str(config), *args], folder
-    checkpoint, _ = _pop_option(args, "--ckpt_path")
+    checkpoint, rest = _pop_option(args, "--ckpt_path")
+    if checkpoint is not None:  # last, for a run's config.yaml has one as well: none
+        args = [*rest, "--ckpt_path", checkpoint]
     if checkpoint is not None and not Path(checkpoint).is_file():
         raise FileNotFoundError(f"there is no checkpoint {checkpoint}; give the path of a .ckpt")
     if checkpoint is not None and stage != "fit":

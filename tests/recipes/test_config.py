@@ -121,3 +121,16 @@ def test_a_launchers_job_names_the_folder_and_a_second_run_in_it_gets_its_own(
     assert with_settings("fit", [], "dylora_glue")[1] != first
     monkeypatch.setenv(variable, "none")  # torchrun's when nothing was given
     assert "none" not in str(with_settings("fit", [], "dylora_glue")[1])
+
+
+@pytest.mark.parametrize("stage", ["fit", "test"])
+@pytest.mark.parametrize("joined", [True, False])
+def test_a_config_after_the_checkpoint_does_not_put_it_out(stage, joined, tmp_path) -> None:
+    """A run's config.yaml says ``ckpt_path: null``, and the last word counts."""
+    (tmp_path / "checkpoints").mkdir()
+    checkpoint = tmp_path / "checkpoints" / "best.ckpt"
+    checkpoint.touch()
+    given = [f"--ckpt_path={checkpoint}"] if joined else ["--ckpt_path", str(checkpoint)]
+    args, _ = with_settings(stage, [*given, "--config", "run/config.yaml"], "dylora_glue")
+    assert args[-2:] == ["--ckpt_path", str(checkpoint)]
+    assert args[:-2] == ["--config", "run/config.yaml"]
