@@ -24,18 +24,8 @@ def with_settings(stage: str, args: list[str], recipe: str) -> tuple[list[str], 
     args = _with_supplements(args, recipe)
     resume, args = _pop_option(args, "--resume")
     if resume is not None:
-        folder = Path(resume)
-        config, last = folder / "config.yaml", folder / "checkpoints" / "last.ckpt"
-        missing = [] if config.is_file() else [config]
-        # Of a training in phases, each has its own; the trainings find theirs in the folder.
-        if not missing and next(folder.rglob("last.ckpt"), None) is None:
-            missing.append(last)
-        if missing:
-            raise FileNotFoundError(f"{resume} cannot be resumed: there is no {missing[0]}")
-        if stage != "fit" or folder.resolve().parent.name != recipe:
-            raise ValueError(f"{resume} is no run of {recipe}; resume it with its own recipe")
-        hold(folder)
-        return ["--config", str(config), *args], folder
+        folder = _resumable(resume, stage, recipe)
+        return ["--config", str(folder / "config.yaml"), *args], folder
     checkpoint, rest = _pop_option(args, "--ckpt_path")
     if checkpoint is not None:  # last, for a run's config.yaml has one as well: none
         args = [*rest, "--ckpt_path", checkpoint]
@@ -46,6 +36,22 @@ def with_settings(stage: str, args: list[str], recipe: str) -> tuple[list[str], 
         if config.is_file():
             args = ["--config", str(config), *args]
     return args, _new_run_dir(recipe)
+
+
+def _resumable(resume: str, stage: str, recipe: str) -> Path:
+    """The folder of a run that can go on, held by this process."""
+    folder = Path(resume)
+    config, last = folder / "config.yaml", folder / "checkpoints" / "last.ckpt"
+    missing = [] if config.is_file() else [config]
+    # Of a training in phases, each has its own; the trainings find theirs in the folder.
+    if not missing and next(folder.rglob("last.ckpt"), None) is None:
+        missing.append(last)
+    if missing:
+        raise FileNotFoundError(f"{resume} cannot be resumed: there is no {missing[0]}")
+    if stage != "fit" or folder.resolve().parent.name != recipe:
+        raise ValueError(f"{resume} is no run of {recipe}; resume it with its own recipe")
+    hold(folder)
+    return folder
 
 
 def _with_supplements(args: Sequence[str], recipe: str) -> list[str]:
