@@ -15,7 +15,7 @@ NAMES = {
     "base": "not trained",
     "sft": "SFT",
     "ict": "SFT+ICT",
-    "extracted": "extracted, each a run of its own",
+    "extracted": "extracted, a run each",
     "soft": "SoFT",
 }
 STYLES = {  # colour-blind safe
@@ -58,12 +58,14 @@ def name_of(arm: str) -> str:
 def cell(values: Sequence[float], digits: int = 1) -> str:
     """Mean and, of several, their range.
 
-    >>> cell([3.0, 4.0]), cell([2.0], 2), cell([])
-    ('3.5 (3.0-4.0)', '2.00', '')
+    >>> cell([3.0, 4.0]), cell([2.0], 2), cell([]), cell([2e6])
+    ('3.5 (3.0-4.0)', '2.00', '', '2.0e+06')
     """
     if not values:
         return ""
     digits = digits if max(values) < 1000 else 0
+    if max(values) >= 1e6:
+        return f"{fmean(values):.1e}"
     mean = f"{fmean(values):.{digits}f}"
     if len(values) == 1:
         return mean
@@ -72,7 +74,7 @@ def cell(values: Sequence[float], digits: int = 1) -> str:
 
 def table(scores: Scores, metric: str, exits: Sequence[str]) -> list[str]:
     """Arms by exit."""
-    factor, digits = (1, 2) if metric == "perplexity" else (100, 1)
+    factor, digits = (100 if metric == "rouge_l" else 1), (2 if metric == "perplexity" else 1)
     lines = [f"| {METRICS[metric]} | {' | '.join(f'exit {n}' for n in exits)} |"]
     lines.append("|---" * (len(exits) + 1) + "|")
     for arm in ordered(scores):
@@ -128,7 +130,8 @@ def decoding_table(runs: Sequence[Mapping[str, Any]]) -> list[str]:
                 " / ".join(kinds),
                 "" if drafted else cell([v["average_depth"] for v in found]),
                 cell([v["heads_per_token"] for v in found], 2),
-                *(cell([100 * v[key] for v in found]) for key in ("bleu", "rouge_l")),
+                cell([v["bleu"] for v in found]),
+                cell([100 * v["rouge_l"] for v in found]),
                 cell([v["tokens_per_second"] for v in found]),
                 cell(speed, 2) if place else "1",
                 cell([100 * v["equal_texts"] for v in found], 0) + " %",
@@ -144,11 +147,10 @@ def plot_exits(scores: Scores, exits: Sequence[str], path: Path) -> None:
 
     figure = Figure(figsize=(9, 4.2), layout="constrained")
     for axes, metric in zip(figure.subplots(1, 2), ("perplexity", "bleu"), strict=True):
-        factor = 1 if metric == "perplexity" else 100
         for arm in ordered(scores):
             color, line = STYLES.get(arm, ("#0072b2", ":"))
             there = [n for n in exits if n in scores[arm]]
-            runs = [[factor * v[metric] for v in scores[arm][n].values()] for n in there]
+            runs = [[v[metric] for v in scores[arm][n].values()] for n in there]
             axes.errorbar(
                 [int(n) for n in there],
                 [fmean(values) for values in runs],
@@ -161,7 +163,7 @@ def plot_exits(scores: Scores, exits: Sequence[str], path: Path) -> None:
         axes.grid(alpha=0.3)
         if metric == "perplexity":
             axes.set_yscale("log")
-    figure.legend(loc="outside upper center", ncols=5, fontsize=8)
+    figure.legend(loc="outside upper center", ncols=6, fontsize=8)
     figure.savefig(path, dpi=150)
 
 
@@ -180,7 +182,7 @@ def plot_decoding(runs: Sequence[Mapping[str, Any]], path: Path) -> None:
             points = sorted(
                 (
                     fmean(s[n]["average_depth"] for s in mine),
-                    fmean(100 * s[n]["bleu"] for s in mine),
+                    fmean(s[n]["bleu"] for s in mine),
                 )
                 for n in names
             )

@@ -89,7 +89,7 @@ class DyLoRA(AdapterModule, Nested):
         title="DyLoRA: Dynamic Search-Free Low-Rank Adaptation",
         venue="EACL 2023",
         arxiv="2210.07558",
-        tasks="GLUE",
+        tasks="GLUE, E2E, DART, WebNLG",
         recipe="dylora_glue",
         result="SST-2 94.3, MRPC 89.5 at rank 8 (RoBERTa-base, as reported by FourierFT)",
         ours="reviews, MiniLM's top: 73.1-75.5 over ranks (docs/evidence/dylora.md)",

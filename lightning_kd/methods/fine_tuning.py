@@ -29,7 +29,7 @@ class FineTuning(TaskModule):
         title="BERT: Pre-training of Deep Bidirectional Transformers",
         venue="NAACL 2019",
         arxiv="1810.04805",
-        tasks="GLUE, SQuAD, HellaSwag, CIFAR",
+        tasks="GLUE, SQuAD, HellaSwag, CIFAR, Alpaca",
         recipe="fine_tuning_glue",
     )
 

@@ -40,7 +40,7 @@ class LoRA(AdapterModule):
         title="LoRA: Low-Rank Adaptation of Large Language Models",
         venue="ICLR 2022",
         arxiv="2106.09685",
-        tasks="GLUE",
+        tasks="GLUE, Alpaca",
         recipe="lora_glue",
         result="SST-2 95.1 (RoBERTa-base, r=8, LoRA README)",
     )

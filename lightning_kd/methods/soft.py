@@ -83,6 +83,7 @@ class SoFT(TaskModule, Nested):
         arxiv="2309.08968",
         tasks="Alpaca, TriviaQA",
         recipe="soft_alpaca",
+        ours="E2E, SmolLM2, BLEU at 10/20/30 layers: 21/33/46, SFT 0/0/61 (docs/evidence/soft.md)",
     )
 
     def __init__(  # noqa: PLR0913, PLR0917 - what a user sets on the command line
