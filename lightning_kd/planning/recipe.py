@@ -165,7 +165,7 @@ def config_of(name: str, task: Task) -> Any:
     """
     import transformers
 
-    from lightning_kd.models import check_local, quiet, unreachable
+    from lightning_kd.models import check_local, check_looks_back, quiet, unreachable
     from lightning_kd.nn.resnet import depth_of, is_resnet_folder
 
     folder = Path(name).expanduser()
@@ -174,9 +174,13 @@ def config_of(name: str, task: Task) -> Any:
     check_local(name)
     try:
         with quiet():
-            return transformers.AutoConfig.from_pretrained(str(folder) if folder.is_dir() else name)
+            found = transformers.AutoConfig.from_pretrained(
+                str(folder) if folder.is_dir() else name
+            )
     except (OSError, ValueError) as error:
         raise unreachable(name, error) from error
+    check_looks_back(found, task, name)
+    return found
 
 
 def _trained(method: type[Any], model: Mapping[str, Any]) -> dict[str, Any]:
@@ -247,7 +251,7 @@ def _exits(model: Mapping[str, Any], student: Any) -> dict[str, Any]:
     depth = cut if isinstance(cut, int) else len(cut)
     exits = model["exits"]
     if exits is None:
-        exits = [*range(model["exit_start"], depth + 1, model["exit_every"])]
+        exits = [*range(model["exit_start"], depth, model["exit_every"])] or [depth]
     number = len({*check_exits(exits, depth), depth})
     if model.get("head") == "per_exit":
         size = (number - 1) * student.hidden_size * student.vocab_size * 16 / GB

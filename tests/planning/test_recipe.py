@@ -41,7 +41,7 @@ def test_what_is_no_recipe_is_said(tmp_path) -> None:
 
 def settings(data=None, trainer=None, **model):
     found = {"task": "sst2", "batch_size": 16, "max_length": 64, **(data or {})}
-    student = tiny.named_model()
+    student = tiny.named_model("llama" if found["task"] == "alpaca" else "bert")
     return {"model": {"student": student, **model}, "data": found, "trainer": trainer or {}}
 
 
@@ -91,6 +91,8 @@ def test_the_arguments_of_exits() -> None:
     given = settings(TEXTS, exits=None, exit_start=1, exit_every=1, loss="mean", chunk_size=8)
     made = training_of(FineTuning, Instructions, given, A100)
     assert (made.exits, made.logit_chunk) == (2, 8)
+    given["model"] |= {"exit_start": 12}  # beyond the model: its end answers
+    assert training_of(FineTuning, Instructions, given, A100).exits == 1
     given["model"] |= {"exits": [1], "loss": "random"}
     assert training_of(FineTuning, Instructions, given, A100).exits == 1
     given["model"] |= {"exits": [1], "loss": "mean", "student_layers": 1}
