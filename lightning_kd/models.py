@@ -29,7 +29,8 @@ def load_model(name_or_path: str | Any, task: Task, *, pretrained: bool = True) 
     Raises:
         FileNotFoundError: It looks like a path, but there is no such folder.
         ConnectionError: The Hub cannot be reached and the model is not in its cache.
-        ValueError: Weights of the encoder are missing, or the model is not one for the task.
+        ValueError: Weights of the encoder are missing, or the model is not one for the task: an
+            encoder sees the tokens that a language model is to predict.
     """
     import transformers
 
@@ -37,6 +38,7 @@ def load_model(name_or_path: str | Any, task: Task, *, pretrained: bool = True) 
         return found
     head = getattr(transformers, task.auto_class)
     if isinstance(name_or_path, transformers.PretrainedConfig):
+        check_looks_back(name_or_path, task)
         for key, value in _head_settings(task).items():
             setattr(name_or_path, key, value)
         return with_padding(head.from_config(name_or_path))
@@ -53,6 +55,7 @@ def load_model(name_or_path: str | Any, task: Task, *, pretrained: bool = True) 
             )
     except (OSError, ValueError, SafetensorError) as error:
         raise _not_loaded(name_or_path, task, error) from error
+    check_looks_back(model.config, task, name_or_path)
     heads = tuple(f"{name}." for name in task_heads(model, task))
     unfit = [*report["missing_keys"], *(key for key, *_ in report["mismatched_keys"])]
     lost = sorted(key for key in unfit if not key.startswith(heads))
@@ -131,6 +134,18 @@ def check_local(name_or_path: str) -> None:
         raise FileNotFoundError(
             f"there is no model folder {name_or_path}; "
             "`lightning-kd assets` fetches the offline ones, or give a Hub name"
+        )
+
+
+def check_looks_back(config: Any, task: Task, name: str = "the model") -> None:
+    """Raise `ValueError` for an encoder of which the next token is asked: it would see it."""
+    from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES as ENCODERS
+
+    decodes = any(getattr(config, key, False) for key in ("is_decoder", "is_encoder_decoder"))
+    if isinstance(task, CausalLM) and config.model_type in ENCODERS and not decodes:
+        raise ValueError(
+            f"{name} ({config.model_type}) reads texts both ways and would see the token that "
+            f"{task.name} asks for; give a causal model, offline --model.student assets/smollm2"
         )
 
 
@@ -234,6 +249,7 @@ def _padding_of(name_or_path: str) -> int | None:
 
 __all__ = [
     "check_local",
+    "check_looks_back",
     "head_modules",
     "load_model",
     "make_student",

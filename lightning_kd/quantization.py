@@ -25,6 +25,7 @@ from lightning_kd.nn.surgery import replace_modules
 
 Backend = Literal["bitsandbytes", "reference"]
 ComputeDtype = Literal["auto", "bfloat16", "float16", "float32"]
+_HALF = (torch.float16, torch.bfloat16)
 
 
 def quantize(
@@ -79,9 +80,31 @@ def quantize(
         return make(weight, bias, kind, double_quant, compute_dtype)
 
     replace_modules(model, names, quantized)
-    for module in model.modules():
-        _keep_consistent(module)
+    keep_consistent(model)
     return names
+
+
+def keep_consistent(model: nn.Module) -> None:
+    """Norms in fp32; what stays in 16 bits takes and gives what its neighbours give and take."""
+    for module in model.modules():
+        if "norm" in type(module).__name__.lower():
+            widen(module)
+        elif isinstance(module, nn.Embedding):
+            module.register_forward_hook(_widened)
+        elif isinstance(module, nn.Linear) and not _is_packed(module):
+            module.register_forward_pre_hook(_in_own_type)
+
+
+def widen(module: nn.Module) -> None:
+    """Give a module's 16-bit weights 32 bits; unlike `torch.nn.Module.float`, also fake ones."""
+    for part in module.modules():
+        for name, value in part.named_parameters(recurse=False):
+            if value.dtype in _HALF:
+                wide = nn.Parameter(value.detach().float(), requires_grad=value.requires_grad)
+                part.register_parameter(name, wide)
+        for name, buffer in part.named_buffers(recurse=False):
+            if buffer.dtype in _HALF:
+                part._buffers[name] = buffer.float()
 
 
 def dequantize(model: nn.Module) -> None:
@@ -127,30 +150,65 @@ def check_device(device: torch.device, backend: str) -> None:
         raise ValueError(f"bitsandbytes has no four-bit layers for {name}; {way_out}")
 
 
-def choose_compute_dtype(wanted: str, device: torch.device) -> tuple[torch.dtype, str]:
+def choose_compute_dtype(
+    wanted: str, device: torch.device, precision: str = "32-true"
+) -> tuple[torch.dtype, str]:
     """The type of matrix products on a device, and why.
 
     Args:
-        wanted: ``auto``, or the name of a type, which is taken as it is.
+        wanted: ``auto``, or the name of a type.
         device: Where the products are computed.
+        precision: The trainer's. A mixed one decides: it casts every product.
+
+    Raises:
+        ValueError: Another type than that of a mixed precision, or bfloat16 on a GPU without.
 
     >>> choose_compute_dtype("auto", torch.device("cpu"))
     (torch.float32, 'few processors have bfloat16 arithmetic')
     """
     check_choice("compute_dtype", wanted, ("auto", "bfloat16", "float16", "float32"))
+    mixed = mixed_dtype(wanted, precision)
+    old = device.type == "cuda" and torch.cuda.get_device_capability(device) < (8, 0)
+    lacks = f"{torch.cuda.get_device_name(device)} has no bfloat16 arithmetic" if old else ""
+    if old and (mixed is torch.bfloat16 or wanted == "bfloat16"):
+        raise ValueError(
+            f"{lacks}; set --trainer.precision 16-mixed, or 32-true with --model.compute_dtype auto"
+        )
+    if mixed is not None:
+        return mixed, f"trainer.precision={precision} computes every product in it"
     if wanted != "auto":
         found: torch.dtype = getattr(torch, wanted)
         return found, "as it was set"
     if device.type == "cpu":
         return torch.float32, "few processors have bfloat16 arithmetic"
-    if device.type != "cuda":
-        return torch.bfloat16, "the paper's"
-    if torch.cuda.get_device_capability(device) >= (8, 0):
+    if not old:
         return torch.bfloat16, "the paper's"
     return torch.float32, (
-        f"{torch.cuda.get_device_name(device)} has no bfloat16 arithmetic, and in float16 a fifth "
-        "of QLoRA's runs on LLaMA-7B failed (its README); --model.compute_dtype float16 is faster"
+        f"{lacks}, and in float16 a fifth of QLoRA's runs on LLaMA-7B failed (its README); "
+        "--model.compute_dtype float16 is faster"
     )
+
+
+def mixed_dtype(wanted: str, precision: str) -> torch.dtype | None:
+    """The type that a mixed precision casts products to; None: it is not mixed.
+
+    Raises:
+        ValueError: ``wanted`` is another one, and would have no effect.
+
+    >>> mixed_dtype("auto", "16-mixed"), mixed_dtype("float32", "32-true")
+    (torch.float16, None)
+    """
+    mixed = {"16-mixed": "float16", "bf16-mixed": "bfloat16"}.get(precision)
+    if mixed is None:
+        return None
+    if wanted not in ("auto", mixed):
+        raise ValueError(
+            f"compute_dtype={wanted} has no effect with trainer.precision={precision}, which "
+            f"computes every product in {mixed}; set --trainer.precision 32-true, or "
+            "--model.compute_dtype auto"
+        )
+    found: torch.dtype = getattr(torch, mixed)
+    return found
 
 
 def paged_adamw(groups: list[dict[str, Any]], rate: float) -> Optimizer:
@@ -166,19 +224,9 @@ def _is_packed(module: nn.Module) -> bool:
     return not weight.is_floating_point()
 
 
-def _keep_consistent(module: nn.Module) -> None:
-    """Norms in fp32; what stays in 16 bits takes and gives what its neighbours give and take."""
-    if "norm" in type(module).__name__.lower():
-        module.float()
-    elif isinstance(module, nn.Embedding):
-        module.register_forward_hook(_widened)
-    elif isinstance(module, nn.Linear) and not is_four_bit(module):
-        module.register_forward_pre_hook(_in_own_type)
-
-
 def _widened(module: nn.Module, args: Any, output: Tensor) -> Tensor:
     del module, args
-    return output.float() if output.dtype in (torch.float16, torch.bfloat16) else output
+    return output.float() if output.dtype in _HALF else output
 
 
 def _in_own_type(module: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
@@ -192,7 +240,10 @@ __all__ = [
     "check_device",
     "choose_compute_dtype",
     "dequantize",
+    "keep_consistent",
+    "mixed_dtype",
     "paged_adamw",
     "quantize",
     "require_bitsandbytes",
+    "widen",
 ]

@@ -142,3 +142,15 @@ def test_a_decoder_without_padding_takes_the_one_that_the_data_are_padded_with(t
     assert torch.allclose(
         model(input_ids=padded, attention_mask=mask).logits, model(input_ids=alone).logits
     )
+
+
+@pytest.mark.parametrize("kind", ["bert", "roberta"])
+def test_an_encoder_is_no_language_model_unless_it_is_made_one(kind, tmp_path) -> None:
+    task = tiny.TASKS["text"]
+    with pytest.raises(ValueError, match=rf"the model \({kind}\) reads texts both ways .*smollm2"):
+        load_model(tiny.config(kind), task)
+    model = load_model(tiny.config(kind, is_decoder=True), task)
+    model.config.is_decoder = False  # type: ignore[union-attr]
+    model.save_pretrained(tmp_path)  # type: ignore[operator]
+    with pytest.raises(ValueError, match=rf"{tmp_path} \({kind}\) reads texts both ways"):
+        load_model(str(tmp_path), task)

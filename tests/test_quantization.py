@@ -162,6 +162,31 @@ def test_the_compute_type_is_the_device_s(
     assert re.search(reason, why)
 
 
+@pytest.mark.parametrize(
+    ("wanted", "precision", "device", "said"),
+    [
+        ("float32", "bf16-mixed", "cpu", "compute_dtype=float32 has no effect with .*bf16-mixed"),
+        ("bfloat16", "16-mixed", "cpu", "computes every product in float16; set .*32-true"),
+        ("bfloat16", "32-true", "cuda", "V100 has no bfloat16 arithmetic; set .*16-mixed"),
+        ("auto", "bf16-mixed", "cuda", "V100 has no bfloat16 arithmetic"),
+    ],
+)
+def test_a_compute_type_that_would_not_be_is_refused(
+    wanted, precision, device, said, monkeypatch
+) -> None:
+    cuda = {"get_device_capability": lambda _: (7, 0), "get_device_name": lambda _: "V100"}
+    monkeypatch.setattr(torch, "cuda", SimpleNamespace(**cuda))
+    with pytest.raises(ValueError, match=said):
+        choose_compute_dtype(wanted, torch.device(device), precision)
+
+
+def test_a_mixed_precision_decides() -> None:
+    found, why = choose_compute_dtype("auto", torch.device("cpu"), "bf16-mixed")
+    assert found is torch.bfloat16
+    assert why == "trainer.precision=bf16-mixed computes every product in it"
+    assert choose_compute_dtype("float16", torch.device("cpu"), "16-mixed")[0] is torch.float16
+
+
 def test_an_unknown_compute_type_is_named() -> None:
     with pytest.raises(ValueError, match=r"compute_dtype must be auto, .* got 'int8'"):
         choose_compute_dtype("int8", torch.device("cpu"))

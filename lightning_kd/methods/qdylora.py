@@ -12,6 +12,7 @@ merging into four bits, which rounds again (`merged_student` makes a dense model
 """
 
 import copy
+import importlib.util
 from collections.abc import Sequence
 from typing import Any, Literal
 
@@ -36,6 +37,7 @@ from lightning_kd.quantization import (
     dequantize,
     paged_adamw,
     quantize,
+    widen,
 )
 from lightning_kd.tasks import Task
 
@@ -56,8 +58,8 @@ class QDyLoRA(DyLoRA):
         evaluation_ranks: None: of a list of ranks all, else the powers of two and the largest.
         quantization: ``nf4`` or ``fp4``.
         double_quant: Keep block scales in 8 bits: 4.13 instead of 4.5 bits a weight.
-        compute_dtype: Of products with the base. ``auto``: bfloat16 on a GPU that has it, else
-            float32, and says why.
+        compute_dtype: Of products with the base. ``auto``: what a mixed precision casts to, else
+            bfloat16 on a GPU that has it, else float32; says why.
         backend: ``bitsandbytes``, or ``reference``: plain tensors on every device.
         gradient_checkpointing: Recompute layers in the backward pass instead of keeping them.
         paged_optimizer: AdamW whose states may move to the host's memory. None: where there is one
@@ -113,6 +115,10 @@ class QDyLoRA(DyLoRA):
                 "paged_optimizer needs optimizer_semantics=dense: a paged optimizer moves every "
                 "component, the strict one only those of the drawn rank"
             )
+        if paged_optimizer and kwargs.get("optimizer") is not None:
+            raise ValueError(
+                "an optimizer is given, which paged_optimizer=True would replace; drop one"
+            )
         # Before super().__init__(), which makes the student and asks `prepare_base` for the rest.
         self.quantization, self.double_quant = quantization, double_quant
         self.compute_dtype, self.backend = compute_dtype, backend
@@ -153,7 +159,7 @@ class QDyLoRA(DyLoRA):
         )
         for name, module in self.student.named_modules():
             if any(f".{name}".endswith(f".{head}") for head in heads):
-                module.float()  # what trains whole
+                widen(module)  # what trains whole
         if self.gradient_checkpointing:
             self._checkpoint_layers()
         return bare
@@ -169,7 +175,8 @@ class QDyLoRA(DyLoRA):
             )
         device = strategy.root_device
         check_device(device, self.backend)
-        dtype, why = choose_compute_dtype(self.compute_dtype, device)
+        precision = str(self.trainer.precision)
+        dtype, why = choose_compute_dtype(self.compute_dtype, device, precision)
         for module in self.student.modules():
             if is_four_bit(module):
                 set_compute_dtype(module, dtype)
@@ -215,6 +222,8 @@ class QDyLoRA(DyLoRA):
             return "it was not asked for"
         if self.device.type != "cuda":
             return f"there is no paged AdamW on {self.device.type}"
+        if importlib.util.find_spec("bitsandbytes") is None:
+            return "there is no paged AdamW without bitsandbytes (`pip install -e .[quant]`)"
         return None
 
     def _checkpoint_layers(self) -> None:

@@ -81,7 +81,7 @@ def notes(training: Training, plan: Plan) -> list[str]:
     if training.quantization is not None and training.compute_dtype is torch.float16:
         said.append(
             "fp16 compute in QLoRA is unstable: about a fifth of its LLaMA-7B runs failed (its "
-            "README); --model.compute_dtype float32 is safe and slower"
+            "README); --trainer.precision 32-true --model.compute_dtype float32 is safe and slower"
         )
     if plan.pageable:
         said.append(

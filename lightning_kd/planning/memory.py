@@ -110,7 +110,11 @@ def optimizer_bytes(training: Training, trainable: Iterable[tuple[int, int]]) ->
     return total
 
 
-def largest_batch(training: Training, memory: int, *, limit: int = 1024) -> int:
+LIMIT = 1024
+"""Examples of one forward pass beyond which nobody looks."""
+
+
+def largest_batch(training: Training, memory: int, *, limit: int = LIMIT) -> int:
     """Most examples of one forward pass that fit into ``memory`` bytes; 0: not even one.
 
     The need grows with the batch, ever faster or evenly, so that a straight line through two sizes
@@ -145,4 +149,4 @@ def largest_batch(training: Training, memory: int, *, limit: int = 1024) -> int:
     return fits
 
 
-__all__ = ["FRAMEWORK", "Plan", "largest_batch", "optimizer_bytes", "plan_memory"]
+__all__ = ["FRAMEWORK", "LIMIT", "Plan", "largest_batch", "optimizer_bytes", "plan_memory"]

@@ -17,6 +17,7 @@ from lightning_kd.planning.device import AsOnGPU
 from lightning_kd.planning.live import tensor_bytes
 from lightning_kd.planning.quantized import PlannedLinear4bit
 from lightning_kd.planning.training import Training
+from lightning_kd.quantization import keep_consistent, widen
 from lightning_kd.tasks import Task
 
 
@@ -92,6 +93,10 @@ def make_networks(training: Training, layers: int | None = None) -> Networks:
             compute=training.compute_dtype,
             old=training.old_bitsandbytes,
         )
+        if training.dynamic:  # as `lightning_kd.methods.QDyLoRA` does
+            keep_consistent(student)
+            for name in _saved(heads, training):
+                widen(student.get_submodule(name))
     student = _trained(student, heads, training)
     if training.checkpointing:
         _checkpoint(student, training.device)
@@ -165,11 +170,8 @@ def _quantize(
     old: bool = False,
 ) -> None:
     names = match_linear_layers(model, "all-linear", exclude=heads)
-    linear = [name for name in names if isinstance(model.get_submodule(name), nn.Linear)]
     replace_modules(
-        model,
-        linear,
-        lambda base: PlannedLinear4bit(base, double_quant, compute, old=old),  # type: ignore[arg-type]
+        model, names, lambda base: PlannedLinear4bit(base, double_quant, compute, old=old)
     )
 
 
@@ -186,9 +188,7 @@ def _trained(student: nn.Module, heads: Sequence[str], training: Training) -> nn
 
 
 def _with_adapters(student: nn.Module, heads: Sequence[str], training: Training) -> nn.Module:
-    saved = training.modules_to_save
-    if saved is None:
-        saved = [] if training.predicts_tokens else heads
+    saved = _saved(heads, training)
     names = match_linear_layers(student, training.target_modules, exclude=[*heads, *saved])
     replace_modules(student, names, lambda base: _adapted(base, training))
     for name, parameter in student.named_parameters():
@@ -200,6 +200,13 @@ def _with_adapters(student: nn.Module, heads: Sequence[str], training: Training)
         for part, parameter in module.named_parameters():
             parameter.requires_grad = not part.startswith("original_module")
     return student
+
+
+def _saved(heads: Sequence[str], training: Training) -> Sequence[str]:
+    """Modules that train whole."""
+    if training.modules_to_save is not None:
+        return training.modules_to_save
+    return [] if training.predicts_tokens else heads
 
 
 def _adapted(base: nn.Module, training: Training) -> nn.Module:

@@ -10,10 +10,8 @@ import torch
 from torch import Tensor, nn
 from typing_extensions import override
 
-BLOCK = 64
-"""Weights that share a scale."""
-NESTED_BLOCK = 256
-"""Scales that share a second-level scale, with double quantization."""
+from lightning_kd.functional.four_bit import four_bit_bytes
+from lightning_kd.nn.dynamic_lora import linear_shape
 
 
 class QuantizedBytes(NamedTuple):
@@ -24,16 +22,10 @@ class QuantizedBytes(NamedTuple):
 
 
 def nf4_bytes(numel: int, *, double_quant: bool = True) -> QuantizedBytes:
-    r"""Bytes of a 4-bit weight: codes, and everything that is needed to read them.
+    """Bytes of a 4-bit weight: codes, and everything that is needed to read them.
 
-    .. math::
-        \lceil n/2 \rceil
-        \quad\text{and}\quad
-        \lceil n/64 \rceil + 4 \lceil \lceil n/64 \rceil / 256 \rceil + 4 + 1024 + 64
-
-    The scales are one byte per block with double quantization (plus 4 bytes for 256 of them, their
-    mean, and a table of 256 levels), 4 bytes without; each layer also keeps its 16 levels. For a
-    large matrix that is 4.127 bits a weight, or 4.5.
+    To `lightning_kd.functional.four_bit_bytes` bitsandbytes adds a table of 16 levels for each
+    layer, and one of 256 with double quantization.
 
     Args:
         numel: Weights of the layer.
@@ -41,17 +33,9 @@ def nf4_bytes(numel: int, *, double_quant: bool = True) -> QuantizedBytes:
 
     >>> nf4_bytes(4096 * 4096)
     QuantizedBytes(codes=8388608, scales=267332)
-    >>> round(8 * sum(nf4_bytes(2**30)) / 2**30, 3)
-    4.127
-    >>> 8 * sum(nf4_bytes(2**30, double_quant=False)) / 2**30
-    4.5
     """
-    blocks = -(-numel // BLOCK)
-    levels = 16 * 4
-    if not double_quant:
-        return QuantizedBytes(-(-numel // 2), 4 * blocks + levels)
-    second = 4 * -(-blocks // NESTED_BLOCK) + 4 + 256 * 4
-    return QuantizedBytes(-(-numel // 2), blocks + second + levels)
+    codes, scales = four_bit_bytes(numel, double_quant=double_quant)
+    return QuantizedBytes(codes, scales + 4 * (16 + (256 if double_quant else 0)))
 
 
 class _MatMul4Bit(torch.autograd.Function):
@@ -82,24 +66,25 @@ class PlannedLinear4bit(nn.Linear):
     """A linear layer with the storage and the lifetimes of bitsandbytes', and no values.
 
     Args:
-        base: The layer that it stands for.
+        base: The layer that it stands for, GPT-2's ``Conv1D`` included.
         double_quant: See `nf4_bytes`.
         compute_dtype: Of the product.
         old: As releases 0.41 and 0.42 did it, which kept every input for the backward pass.
     """
 
     def __init__(
-        self, base: nn.Linear, double_quant: bool, compute_dtype: torch.dtype, *, old: bool = False
+        self, base: nn.Module, double_quant: bool, compute_dtype: torch.dtype, *, old: bool = False
     ) -> None:
         nn.Module.__init__(self)
-        self.in_features, self.out_features = base.in_features, base.out_features
+        self.in_features, self.out_features = linear_shape(base) or (0, 0)
         self.compute_dtype, self.old = compute_dtype, old
-        size = nf4_bytes(base.weight.numel(), double_quant=double_quant)
-        codes = torch.empty(size.codes, 1, dtype=torch.uint8, device=base.weight.device)
+        count = self.in_features * self.out_features
+        size, device = nf4_bytes(count, double_quant=double_quant), base.weight.device
+        codes = torch.empty(size.codes, 1, dtype=torch.uint8, device=device)  # type: ignore[arg-type]
         self.weight = nn.Parameter(codes, requires_grad=False)
-        scales = torch.empty(size.scales, dtype=torch.uint8, device=base.weight.device)
+        scales = torch.empty(size.scales, dtype=torch.uint8, device=device)  # type: ignore[arg-type]
         self.register_buffer("scales", scales)
-        self.bias = base.bias
+        self.bias = base.bias  # type: ignore[assignment]
 
     @override
     def forward(self, input: Tensor) -> Tensor:
@@ -111,4 +96,4 @@ class PlannedLinear4bit(nn.Linear):
         return made.to(input.dtype)
 
 
-__all__ = ["BLOCK", "NESTED_BLOCK", "PlannedLinear4bit", "QuantizedBytes", "nf4_bytes"]
+__all__ = ["PlannedLinear4bit", "QuantizedBytes", "nf4_bytes"]

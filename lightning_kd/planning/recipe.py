@@ -10,8 +10,10 @@ from typing import Any
 
 import torch
 
-from lightning_kd.planning.gpus import GPU
-from lightning_kd.planning.training import Training
+from lightning_kd.nn.sorted_exits import check_exits
+from lightning_kd.planning.gpus import GB, GPU
+from lightning_kd.planning.training import PRECISIONS, Training
+from lightning_kd.quantization import mixed_dtype
 from lightning_kd.tasks import Image, Task
 
 _PRECISIONS = {"None": "32-true", "32": "32-true", "16": "16-mixed", "bf16": "bf16-mixed"}
@@ -29,7 +31,10 @@ def classes_of(recipe: Path) -> tuple[type[Any], type[Any]]:
     """
     if not recipe.is_file():
         raise FileNotFoundError(f"there is no recipe {recipe}; give a file such as recipes/x.py")
-    tree = ast.parse(recipe.read_text(encoding="utf-8"), str(recipe))
+    try:
+        tree = ast.parse(recipe.read_text(encoding="utf-8"), str(recipe))
+    except SyntaxError as error:
+        raise ValueError(f"{recipe} is no Python file: {error}; give a recipe's file") from error
     imported = {
         name.asname or name.name: (node.module or "", name.name)
         for node in ast.walk(tree)
@@ -46,7 +51,9 @@ def classes_of(recipe: Path) -> tuple[type[Any], type[Any]]:
 
 
 def _load(module: str, name: str) -> type[Any]:
-    found: type[Any] = getattr(importlib.import_module(module), name)
+    found: type[Any] | None = getattr(importlib.import_module(module), name, None)
+    if found is None:
+        raise ImportError(f"the recipe imports {name} from {module}, which has none; correct it")
     return found
 
 
@@ -94,8 +101,14 @@ def training_of(
         ConnectionError: Nor the Hub, for a model's config.
     """
     model, trainer = settings["model"], settings.get("trainer", {})
-    task: Task = data.tasks[settings["data"]["task"]]
-    precision = str(trainer.get("precision"))
+    named = settings["data"]["task"]
+    if named not in data.tasks:
+        raise ValueError(
+            f"{data.__name__} has no task {named!r}; choose from {', '.join(data.tasks)}"
+        )
+    task: Task = data.tasks[named]
+    given = str(trainer.get("precision"))
+    precision = _PRECISIONS.get(given, given)
     student = config_of(model["student"], task)
     more: dict[str, Any] = {}
     if isinstance(task, Image):
@@ -107,13 +120,14 @@ def training_of(
         task=task,
         batch_size=settings["data"]["batch_size"],
         student_layers=model.get("student_layers"),
-        precision=_PRECISIONS.get(precision, precision),
-        fused=precision not in ("16-mixed", "16"),
+        precision=precision,
+        fused=precision != "16-mixed",
         accumulate=trainer.get("accumulate_grad_batches") or 1,
+        late_zero_grad=True,
         checkpointing=bool(model.get("gradient_checkpointing")),
         averaged=_averages(trainer.get("callbacks")),
         **_trained(method, model),
-        **_quantized(model, gpu),
+        **_quantized(model, precision, gpu),
         **_optimizer(model),
         **_teacher(model, task),
         **_exits(model, student),
@@ -133,7 +147,8 @@ def check_bf16(training: Training, gpu: GPU) -> None:
         return
     major, minor = gpu.capability
     lacks = f"a {gpu.name} does not compute in bfloat16 (compute capability {major}.{minor} < 8.0)"
-    if training.quantization is not None and training.compute_dtype is torch.bfloat16:
+    mixed = PRECISIONS[training.precision] is torch.bfloat16
+    if not mixed and training.quantization is not None:
         raise ValueError(
             f"{lacks}: use --model.compute_dtype float32; float16 is smaller, but unstable in "
             "QLoRA: about a fifth of its LLaMA-7B runs failed (its README)"
@@ -150,7 +165,7 @@ def config_of(name: str, task: Task) -> Any:
     """
     import transformers
 
-    from lightning_kd.models import check_local, quiet, unreachable
+    from lightning_kd.models import check_local, check_looks_back, quiet, unreachable
     from lightning_kd.nn.resnet import depth_of, is_resnet_folder
 
     folder = Path(name).expanduser()
@@ -159,9 +174,13 @@ def config_of(name: str, task: Task) -> Any:
     check_local(name)
     try:
         with quiet():
-            return transformers.AutoConfig.from_pretrained(str(folder) if folder.is_dir() else name)
+            found = transformers.AutoConfig.from_pretrained(
+                str(folder) if folder.is_dir() else name
+            )
     except (OSError, ValueError) as error:
         raise unreachable(name, error) from error
+    check_looks_back(found, task, name)
+    return found
 
 
 def _trained(method: type[Any], model: Mapping[str, Any]) -> dict[str, Any]:
@@ -181,18 +200,19 @@ def _trained(method: type[Any], model: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _quantized(model: Mapping[str, Any], gpu: GPU) -> dict[str, Any]:
+def _quantized(model: Mapping[str, Any], precision: str, gpu: GPU) -> dict[str, Any]:
     kind = model.get("quantization")
     if kind is None:
         return {}
     named = model.get("compute_dtype") or "auto"
-    if named == "auto":
-        named = "bfloat16" if gpu.has_bf16 else "float32"
+    dtype = mixed_dtype(named, precision)
+    if dtype is None and named == "auto":
+        dtype = torch.bfloat16 if gpu.has_bf16 else torch.float32
     double = model.get("double_quant")
     return {
         "quantization": kind,
         "double_quant": True if double is None else double,
-        "compute_dtype": getattr(torch, str(named)),
+        "compute_dtype": dtype or getattr(torch, named),
     }
 
 
@@ -227,13 +247,20 @@ def _teacher(model: Mapping[str, Any], task: Task) -> dict[str, Any]:
 def _exits(model: Mapping[str, Any], student: Any) -> dict[str, Any]:
     if "exits" not in model:
         return {}
-    depth = student.num_hidden_layers
+    cut = model.get("student_layers") or student.num_hidden_layers
+    depth = cut if isinstance(cut, int) else len(cut)
     exits = model["exits"]
     if exits is None:
-        exits = [*range(model["exit_start"], depth + 1, model["exit_every"])]
-    chunk = model.get("chunk_size") or 1024
-    number = 1 if model.get("loss") == "random" else len({*exits, depth})
-    return {"exits": number, "logit_chunk": chunk}
+        exits = [*range(model["exit_start"], depth, model["exit_every"])] or [depth]
+    number = len({*check_exits(exits, depth), depth})
+    if model.get("head") == "per_exit":
+        size = (number - 1) * student.hidden_size * student.vocab_size * 16 / GB
+        raise ValueError(
+            "heads of their own (head=per_exit) are in no plan: add to that of head=shared "
+            f"{size:.2f} GB, their weights, gradients and moments in fp32"
+        )
+    number = 1 if model.get("loss") == "random" else number
+    return {"exits": number, "logit_chunk": model.get("chunk_size") or 1024}
 
 
 def _averages(callbacks: Any) -> bool:

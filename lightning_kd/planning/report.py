@@ -9,7 +9,7 @@ from rich.table import Table
 
 from lightning_kd.planning.advice import Option, notes, options
 from lightning_kd.planning.gpus import GB, GPU
-from lightning_kd.planning.memory import Plan, largest_batch, plan_memory
+from lightning_kd.planning.memory import LIMIT, Plan, largest_batch, plan_memory
 from lightning_kd.planning.recipe import classes_of, settings_of, training_of
 
 
@@ -28,7 +28,8 @@ def show(recipe: Path, gpu: GPU, overrides: Sequence[str] = ()) -> bool:
     title = f"{method.__name__}, {recipe.stem}: {training.batch_size} x {training.length}"
     console.print(table_of(plan, f"{title}, {training.precision}"))
     console.print(verdict(plan, gpu))
-    console.print(f"largest batch that fits: {most}" if most else "not even one example fits")
+    batch = f"{most} or more" if most == LIMIT else most
+    console.print(f"largest batch that fits: {batch}" if most else "not even one example fits")
     for note in notes(training, plan):
         console.print(f"note: {note}")
     for option in ways:

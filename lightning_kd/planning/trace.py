@@ -99,7 +99,7 @@ def _step(training: Training, layers: int | None) -> tuple[Moment, tuple[Moment,
                 lambda p: live.is_gradient(p.grad) if p.grad is not None else None
             )
         inside.enter_context(live)
-        if training.accumulate > 1:
+        if training.accumulate > 1 or training.late_zero_grad:
             for parameter in networks.trainable:
                 parameter.grad = torch.zeros_like(parameter)
                 live.is_gradient(parameter.grad)
@@ -113,6 +113,9 @@ def _forward_and_backward(
         loss = objective(training, networks, batch)
     after = len(live.history)
     kept = Moment(*live.now)
+    if training.accumulate == 1:
+        for parameter in networks.trainable:
+            parameter.grad = None
     torch.autograd.backward(loss)
     middle = (after + len(live.history)) // 2
     bounds = ((0, after), (after - 1, middle), (middle, len(live.history)))

@@ -38,8 +38,8 @@ class Training:
         adapter_dtype: None: fp32 on quantized and (PEFT) half weights.
         student_layers: See `lightning_kd.methods.TaskModule`.
         precision: Lightning's name.
-        dtype: Of the weights that are not quantized; None: what ``precision`` (``-true``) or a
-            half ``compute_dtype`` says, else the config's.
+        dtype: Of the weights that are not quantized; None: what ``precision`` (``-true``) says,
+            else the config's.
         quantization: ``nf4`` or ``fp4`` for the linear layers outside the heads.
         quantize_head: Whether for the heads, too.
         double_quant: Whether their scales are quantized.
@@ -49,6 +49,8 @@ class Training:
         paged: Whether its moments may move to the host; they are counted all the same.
         fused: Whether it needs no temporary copy of the gradients.
         accumulate: Batches per optimizer step; with more than one the gradients are always there.
+        late_zero_grad: Whether a step's gradients stay until the next forward pass has ended, as
+            they do in Lightning.
         checkpointing: Keep only the inputs of blocks, and compute the rest again.
         teacher: A second, frozen model that answers the same batch.
         teacher_bits: 4: its matrices are NF4.
@@ -86,6 +88,7 @@ class Training:
     paged: bool = False
     fused: bool = True
     accumulate: int = 1
+    late_zero_grad: bool = False
     checkpointing: bool = False
     teacher: Any = None
     teacher_bits: int | None = None
@@ -141,11 +144,10 @@ class Training:
     def weight_dtype(self, config: Any) -> torch.dtype:
         """Precision of the weights that are not quantized."""
         whole = PRECISIONS[self.precision] if self.precision.endswith("-true") else None
-        quantized = self.half if self.quantization is not None else None
         named = getattr(config, "dtype", None)
         if isinstance(named, str):
             named = getattr(torch, named)
-        return self.dtype or whole or quantized or named or torch.float32
+        return self.dtype or whole or named or torch.float32
 
 
 __all__ = ["PRECISIONS", "OptimizerKind", "Training"]

@@ -129,6 +129,14 @@ def test_stored_bytes_are_those_predicted(size, double_quant) -> None:
     assert (stored[0], sum(stored[1:])) == four_bit_bytes(size, double_quant=double_quant)
 
 
+def test_falcon_40b_is_as_large_as_its_arithmetic_says() -> None:  # Q14
+    block = [(8192, 9216), (8192, 8192), (8192, 32768), (32768, 8192)]
+    for double_quant, scales in ((True, 0.65), (False, 2.55)):
+        sizes = [four_bit_bytes(d * m, double_quant=double_quant) for d, m in block]
+        found = [60 * sum(kind) / 1e9 for kind in zip(*sizes, strict=True)]
+        assert found == pytest.approx([20.38, scales], rel=0.01)
+
+
 def test_scales_in_eight_bits_are_the_nearest_of_256_about_their_mean() -> None:
     weight = normal(64 * 600)
     single, double = (quantize_four_bit(weight, double_quant=d) for d in (False, True))

@@ -192,6 +192,8 @@ def test_on_a_cpu_the_optimizer_is_not_paged_and_that_is_said(capsys) -> None:  
 def test_strict_components_and_pages_exclude_each_other() -> None:
     with pytest.raises(ValueError, match="paged_optimizer needs optimizer_semantics=dense"):
         made(paged_optimizer=True, optimizer_semantics="strict")
+    with pytest.raises(ValueError, match="an optimizer is given, which paged_optimizer=True"):
+        made(paged_optimizer=True, optimizer=torch.optim.SGD)
     assert isinstance(made(optimizer_semantics="strict").make_optimizer(), NestedAdamW)
 
 
@@ -205,13 +207,35 @@ def test_with_cuda_the_optimizer_is_paged(monkeypatch) -> None:
     assert {group["lr"] for group in optimizer.param_groups} == {2e-4}
 
 
+def test_without_bitsandbytes_the_reference_trains_on_cuda_all_the_same(
+    monkeypatch, capsys
+) -> None:
+    module = made()
+    monkeypatch.setattr(QDyLoRA, "device", torch.device("cuda"))
+    monkeypatch.setattr("importlib.util.find_spec", lambda _: None)
+    assert type(module.make_optimizer()) is torch.optim.AdamW
+    assert "there is no paged AdamW without bitsandbytes (`pip" in capsys.readouterr().out
+
+
+def test_a_mixed_precision_is_what_is_said_and_set(capsys) -> None:
+    module = made()
+    fit(module, max_steps=1, precision="bf16-mixed")
+    assert "compute_dtype: bfloat16: trainer.precision=bf16-mixed" in capsys.readouterr().out
+    layers = [m for m in module.student.modules() if is_four_bit(m)]
+    assert {m.compute_dtype for m in layers} == {torch.bfloat16}
+    with pytest.raises(ValueError, match="compute_dtype=float32 has no effect"):
+        fit(made(compute_dtype="float32"), max_steps=1, precision="bf16-mixed")
+
+
 def test_the_compute_type_is_said_and_set_on_every_layer(capsys) -> None:
     module = made()
     fit(module, max_steps=1)
     assert "compute_dtype: float32: few processors have bfloat16" in capsys.readouterr().out
     module = made(compute_dtype="bfloat16")
     module._trainer = SimpleNamespace(  # type: ignore[assignment]
-        strategy=DDPStrategy(parallel_devices=[torch.device("cpu")]), is_global_zero=False
+        strategy=DDPStrategy(parallel_devices=[torch.device("cpu")]),
+        precision="32-true",
+        is_global_zero=False,
     )
     module.setup("fit")
     layers = [m for m in module.student.modules() if is_four_bit(m)]

@@ -40,6 +40,7 @@ def falcon(**changes: Any) -> Training:
         "adapter_dtype": torch.float16,
         "quantization": "nf4",
         "compute_dtype": torch.float16,
+        "dtype": torch.float16,
         "optimizer": "adamw_32bit",
         "paged": True,
         "accumulate": 16,

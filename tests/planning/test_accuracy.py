@@ -1,5 +1,6 @@
 """Plans against what torch's allocator hands out in real steps, and against published peaks."""
 
+import copy
 import statistics
 from typing import Any
 
@@ -9,10 +10,12 @@ import torch
 from benchmarks.litgpt_rows import rows, training_of
 from benchmarks.plan_accuracy import predicted_step
 from benchmarks.plan_measuring import allocated_peak, language_model_step
-from lightning_kd.methods import DyLoRA, FineTuning, TaskModule
+from lightning_kd.methods import DyLoRA, FineTuning, QDyLoRA, TaskModule
+from lightning_kd.models import load_model
 from lightning_kd.planning import plan_memory
+from lightning_kd.planning.live import tensor_bytes
 from tests import tiny
-from tests.planning.shapes import bert, training
+from tests.planning.shapes import bert, language_model, training
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.*gradient_checkpointing.*:FutureWarning"),
@@ -58,6 +61,38 @@ def test_a_methods_step(name) -> None:
     optimizer.zero_grad()
     plan = plan_memory(bert(**planned, rank=4))
     assert predicted_step(plan) == pytest.approx(allocated_peak(step), rel=0.1)
+
+
+@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
+def test_a_step_on_four_bits_in_half_precision(precision) -> None:
+    pytest.importorskip("bitsandbytes")
+    config, task = language_model(hidden_size=64, dtype="bfloat16"), tiny.TASKS["text"]
+    student = load_model(copy.deepcopy(config), task).bfloat16()
+    module = QDyLoRA(student, task, max_rank=8, compute_dtype="bfloat16").train()
+    module.student.config.use_cache = False  # type: ignore[union-attr]
+    tokens = torch.ones(8, 32, dtype=torch.long)
+    batch = {"input_ids": tokens, "attention_mask": tokens.clone(), "labels": tokens}
+    batch["attention_mask"][0, 0] = 0
+
+    def step() -> None:
+        with torch.autocast("cpu", torch.bfloat16, enabled=precision != "32-true"):
+            loss = torch.stack(list(module.objective(batch).values())).sum()
+        loss.backward()
+        for factor in module.parameters():
+            factor.grad = None
+
+    step()
+    planned = training(
+        student=config, task=task, batch_size=8, length=32, train="adapter", dynamic=True, rank=8,
+        target_modules="all-linear", dropout=0.1, quantization="nf4", precision=precision,
+        compute_dtype=torch.bfloat16, checkpointing=True,
+    )  # fmt: skip
+    plan = plan_memory(planned)
+    assert predicted_step(plan) == pytest.approx(allocated_peak(step), rel=0.1)
+    held = tensor_bytes(p for n, p in module.student.named_parameters() if "lora" not in n)
+    kinds = ("weights, bfloat16", "weights, float32", "weights, 4 bits")
+    rotary = 2 * 4 * 8
+    assert sum(plan.parts[kind] for kind in kinds) - held == pytest.approx(rotary, abs=64)
 
 
 @pytest.mark.slow

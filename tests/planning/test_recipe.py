@@ -31,11 +31,17 @@ def test_what_is_no_recipe_is_said(tmp_path) -> None:
     file.write_text("raise SystemExit('it was run')\n")
     with pytest.raises(ValueError, match="has no run"):
         classes_of(file)
+    file.write_text("run(\n")
+    with pytest.raises(ValueError, match=r"x\.py is no Python file: .*give a recipe's file"):
+        classes_of(file)
+    file.write_text("from lightning_kd.methods import KD\nfrom x import Y\nrun(KD, Y)\n")
+    with pytest.raises(ImportError, match=r"imports KD from lightning_kd\.methods, which has none"):
+        classes_of(file)
 
 
 def settings(data=None, trainer=None, **model):
     found = {"task": "sst2", "batch_size": 16, "max_length": 64, **(data or {})}
-    student = tiny.named_model()
+    student = tiny.named_model("llama" if found["task"] == "alpaca" else "bert")
     return {"model": {"student": student, **model}, "data": found, "trainer": trainer or {}}
 
 
@@ -74,14 +80,34 @@ def test_the_arguments_of_a_quantized_method() -> None:
     assert (made.quantization, made.checkpointing, made.paged) == ("nf4", True, True)
     assert (made.optimizer, made.compute_dtype) == ("adamw_32bit", torch.bfloat16)
     assert training_of(DyLoRA, Instructions, given, V100).compute_dtype is torch.float32
+    mixed = {**given, "trainer": {"precision": "16-mixed"}}
+    assert training_of(DyLoRA, Instructions, mixed, V100).compute_dtype is torch.float16
+    mixed["model"] = {**given["model"], "compute_dtype": "float32"}
+    with pytest.raises(ValueError, match=r"compute_dtype=float32 has no effect with .*16-mixed"):
+        training_of(DyLoRA, Instructions, mixed, V100)
 
 
 def test_the_arguments_of_exits() -> None:
     given = settings(TEXTS, exits=None, exit_start=1, exit_every=1, loss="mean", chunk_size=8)
     made = training_of(FineTuning, Instructions, given, A100)
     assert (made.exits, made.logit_chunk) == (2, 8)
+    given["model"] |= {"exit_start": 12}  # beyond the model: its end answers
+    assert training_of(FineTuning, Instructions, given, A100).exits == 1
     given["model"] |= {"exits": [1], "loss": "random"}
     assert training_of(FineTuning, Instructions, given, A100).exits == 1
+    given["model"] |= {"exits": [1], "loss": "mean", "student_layers": 1}
+    assert training_of(FineTuning, Instructions, given, A100).exits == 1
+    given["model"] |= {"exits": [3]}
+    with pytest.raises(ValueError, match="3"):
+        training_of(FineTuning, Instructions, given, A100)
+    given["model"] |= {"exits": [1], "student_layers": None, "head": "per_exit"}
+    with pytest.raises(ValueError, match=r"head=per_exit.*add to that of head=shared 0\.00 GB"):
+        training_of(FineTuning, Instructions, given, A100)
+
+
+def test_an_unknown_task_is_named() -> None:
+    with pytest.raises(ValueError, match=r"GLUE has no task 'sst3'; choose from .*sst2"):
+        training_of(FineTuning, GLUE, settings({"task": "sst3"}), V100)
 
 
 def test_bf16_is_refused_where_a_card_has_none() -> None:
