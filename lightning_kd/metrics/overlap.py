@@ -54,7 +54,7 @@ def rouge_l(texts: Sequence[str], truths: Sequence[Sequence[str]]) -> Tensor:
     scorer = RougeScorer(["rougeL"])
     pairs = zip(texts, truths, strict=True)
     best = [max(scorer.score(x, t)["rougeL"].fmeasure for x in several) for t, several in pairs]
-    return torch.tensor(best)
+    return torch.tensor(best, dtype=torch.float32)
 
 
 def nist(texts: Sequence[str], truths: Sequence[Sequence[str]], order: int = 5) -> Tensor:

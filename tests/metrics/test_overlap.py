@@ -63,6 +63,10 @@ def test_rouge_l_by_the_longest_common_subsequence() -> None:
     torch.testing.assert_close(rouge_l(TEXTS, TRUTHS), torch.tensor(expected))
 
 
+def test_a_model_that_writes_nothing_has_a_rouge_l_like_any_other() -> None:
+    assert rouge_l(["", ""], [["a b"], ["c"]]).mean() == 0  # rouge-score's zeros are integers
+
+
 def test_nist_is_nltk_s_where_there_is_one_reference() -> None:
     from nltk.translate.nist_score import corpus_nist  # type: ignore[import-untyped]
 
