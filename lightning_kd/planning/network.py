@@ -196,10 +196,19 @@ def _with_adapters(student: nn.Module, heads: Sequence[str], training: Training)
     for name in saved:
         module = student.get_submodule(name)
         if not training.dynamic:  # PEFT keeps the original beside the copy that it trains
-            module.add_module("original_module", copy.deepcopy(module))
+            module.add_module("original_module", _twin(module))
         for part, parameter in module.named_parameters():
             parameter.requires_grad = not part.startswith("original_module")
     return student
+
+
+def _twin(module: nn.Module) -> nn.Module:
+    """Weights of the same shapes; a deep copy of fake ones crashes when it is collected."""
+    made = nn.Module()
+    for name, parameter in module.named_parameters():
+        twin = nn.Parameter(torch.empty_like(parameter), requires_grad=False)
+        made.register_parameter(name.replace(".", "_"), twin)
+    return made
 
 
 def _saved(heads: Sequence[str], training: Training) -> Sequence[str]:

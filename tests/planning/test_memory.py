@@ -1,5 +1,6 @@
 """Plans against arithmetic, against real tensors, and against each other."""
 
+import gc
 from dataclasses import replace
 
 import pytest
@@ -180,3 +181,12 @@ def test_falcon_40b_fits_one_v100_as_the_arithmetic_says() -> None:  # Q14
     assert 2 < ours.free(memory) / 1e9 < 3
     without = plan_memory(falcon(checkpointing=False))
     assert without.free(memory) < 0
+
+
+def test_a_peft_adapter_s_kept_head_leaves_nothing_that_cannot_be_collected() -> None:
+    plain, dynamic = (
+        trace(bert(train="adapter", rank=4, dynamic=dynamic)).parts for dynamic in (False, True)
+    )
+    gc.collect()  # of deep copies of fake tensors: the end of the process
+    head = 4 * (8 * 8 + 8 + 8 * 2 + 2)
+    assert plain["weights, float32"] - dynamic["weights, float32"] == head
