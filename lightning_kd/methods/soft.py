@@ -12,8 +12,7 @@ The paper's baselines, from this class: SFT, ``exits=[40]`` with ``evaluation_ex
 
 What differs: there is no released code; the losses' average is one over all target tokens of an
 optimizer step (a mean over micro-batches in common trainers); logits are never kept for more than
-``chunk_size`` tokens of one exit. Unconfirmed: whether ICT's heads have norms of their own (here
-the final norm, frozen, and heads that start from the model's).
+``chunk_size`` tokens of one exit. Unconfirmed: whether ICT's heads have own norms (here: no).
 """
 
 import copy
