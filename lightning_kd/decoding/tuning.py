@@ -1,8 +1,9 @@
 """Which exit should draft, and how many tokens: from measured agreement and measured times."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import accumulate
 from statistics import median
 from time import perf_counter
 
@@ -139,6 +140,7 @@ def measure_costs(model: nn.Module, length: int, max_rows: int, repeats: int = 5
     """Time a block and a head after ``length`` positions, with 1 to ``max_rows`` rows.
 
     Medians over ``repeats`` turns, the numbers of rows interleaved: the machine's speed drifts.
+    What is left of its noise would choose the window, so fewer rows count as no dearer than more.
     """
     with inference(model):
         session = Session(model, length + max_rows)
@@ -156,7 +158,16 @@ def measure_costs(model: nn.Module, length: int, max_rows: int, repeats: int = 5
                 if turn:  # the first warms up
                     blocks[rows - 1].append(block / session.depth)
                     heads[rows - 1].append(head)
-    return Costs(tuple(map(median, blocks)), tuple(map(median, heads)), session.depth)
+    return Costs(rising(map(median, blocks)), rising(map(median, heads)), session.depth)
+
+
+def rising(times: Iterable[float]) -> tuple[float, ...]:
+    """Each the smallest of itself and those after it.
+
+    >>> rising([3.0, 2.0, 2.5])
+    (2.0, 2.0, 2.5)
+    """
+    return tuple(accumulate(reversed(list(times)), min))[::-1]
 
 
 def _read(stack: DecoderStack, hidden: Tensor) -> Tensor:
@@ -178,5 +189,6 @@ __all__ = [
     "Speculation",
     "measure_costs",
     "predicted_speedups",
+    "rising",
     "tune_speculation",
 ]

@@ -146,3 +146,10 @@ def test_texts_end_where_the_model_ends_them() -> None:
     end = tokens[5]
     (probe,) = probe_exits(agreeing(), PROMPTS[:1], [2], 20, eos=end)
     assert probe.agrees.shape == (1, tokens.index(end))
+
+
+def test_measured_costs_do_not_fall_with_more_rows() -> None:
+    """Noise that made one row slow would promise a gain to every window."""
+    costs = measure_costs(decoder("llama"), 4, 6, repeats=1)
+    assert list(costs.block) == sorted(costs.block)
+    assert list(costs.head) == sorted(costs.head)
